@@ -1,0 +1,156 @@
+"""From a name to a model: name -> config -> module -> weights."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from opsin.catalog import PretrainedCfg
+from opsin.errors import UnknownArgumentError
+from opsin.models._config import ModelConfig
+from opsin.models._family import Family
+from opsin.models._model import Model, deferred_init
+from opsin.models._registry import find_family, resolve_name, user_cfg, user_entrypoint
+from opsin.models.features import feature_net
+
+__all__ = ["build_model", "create_model"]
+
+Pretrained = bool | str | Path | Mapping[str, Tensor]
+HUB = ("hf-hub:", "hf_hub:")
+FEATURE_ARGS = ("out_indices", "feature_cls", "out_map", "output_fmt", "return_dict", "norm")
+
+
+def create_model(
+    model_name: str,
+    pretrained: Pretrained = False,
+    pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    checkpoint_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    *,
+    features_only: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Create a model by name.
+
+    Args:
+        model_name: `resnet34`, `resnet34.a1_in1k` (architecture and weight tag), `hf-hub:org/repo@revision`, or
+            `local-dir:folder` for a folder written by `opsin.save` or downloaded from the hub.
+        pretrained: True for the published weights of the tag; or where else they are: a file, a folder, `hf-hub:…`,
+            `local-dir:…`, a URL, or a state dict. They are adapted to `in_chans`, `num_classes` and image size.
+        pretrained_cfg: another tag of the architecture, or a whole record in place of the catalogued one.
+        pretrained_cfg_overlay: changes to that record, such as `{"file": "weights.safetensors"}`.
+        checkpoint_path: a checkpoint of exactly this model, loaded last, every key accounted for.
+        cache_dir: where downloads are kept; the hub's own cache by default.
+        features_only: return feature maps instead of logits. With it go `out_indices` (levels, negatives count from the
+            end, or names of any modules), `feature_cls` (list, dict, hook, getter), `out_map`, `output_fmt`.
+        **kwargs: fields of the architecture's config (`num_classes`, `in_chans`, `global_pool`, `drop_rate`,
+            `drop_path_rate`, `img_size`, …). `None` means the default; an unknown name raises with the nearest one.
+
+    Raises:
+        UnknownModelError: no such name. UnknownArgumentError: no such argument. WeightsError: weights not to be had.
+    """
+    model_name, pretrained, pretrained_cfg, kwargs = _open_packaged(
+        model_name, pretrained, pretrained_cfg, cache_dir, kwargs
+    )
+    arch, tag = resolve_name(model_name)
+    if entrypoint := user_entrypoint(arch):
+        record = _record(arch, tag, pretrained_cfg, pretrained_cfg_overlay, user_cfg)
+        extra = {"features_only": True} if features_only else {}
+        return entrypoint(pretrained=pretrained, pretrained_cfg=record, cache_dir=cache_dir, **extra, **kwargs)
+    family = find_family(arch)
+    record = _record(arch, tag, pretrained_cfg, pretrained_cfg_overlay, user_cfg)
+    feature_args = {k: kwargs.pop(k) for k in FEATURE_ARGS if k in kwargs}
+    if feature_args and not features_only:
+        raise UnknownArgumentError(f"{next(iter(feature_args))} goes with features_only=True")
+    model = build_model(
+        family.model_of(arch),
+        arch,
+        _with_record(family.variants[arch], record, kwargs, arch),
+        pretrained=pretrained,
+        record=record,
+        family=family,
+        cache_dir=cache_dir,
+        checkpoint_path=checkpoint_path,
+    )
+    return _as_features(model, family, feature_args) if features_only else model
+
+
+def build_model(
+    cls: type[nn.Module],
+    arch: str,
+    config: ModelConfig,
+    *,
+    pretrained: Pretrained = False,
+    record: PretrainedCfg,
+    family: Family | None = None,
+    cache_dir: str | Path | None = None,
+    checkpoint_path: str | Path | None = None,
+) -> Any:
+    """Build `cls` from its config and give it weights; nothing is initialised that a file will overwrite."""
+    # the weights package is imported here: building from random values needs none of it
+    if pretrained is not False or checkpoint_path:
+        from opsin.weights.pretrained import load_checkpoint, load_pretrained
+    from_file = pretrained is not False or bool(checkpoint_path)
+    token = deferred_init.set(from_file)
+    try:
+        model = cls(**{f.name: getattr(config, f.name) for f in fields(config)})
+    finally:
+        deferred_init.reset(token)
+    model.architecture, model.pretrained_cfg = arch, record.to_dict()  # type: ignore[assignment]
+    adapt = family.adapt if family else None
+    if pretrained is not False:
+        load_pretrained(model, pretrained, record=record, adapt=adapt, cache_dir=cache_dir)
+    if checkpoint_path:
+        load_checkpoint(model, checkpoint_path, adapt=adapt)
+    return model
+
+
+def _open_packaged(name: str, pretrained: Pretrained, cfg: Any, cache_dir: Any, kwargs: dict[str, Any]):
+    """A hub or folder name becomes the architecture, arguments and record of its `config.json`."""
+    if not name.startswith((*HUB, "local-dir:")):
+        return name.removeprefix("timm/"), pretrained, cfg, kwargs
+    from opsin.weights.artefact import read_config
+
+    packaged = read_config(name, cache_dir=cache_dir)
+    known = {f.name for f in fields(PretrainedCfg)}
+    record = {k: v for k, v in packaged.get("pretrained_cfg", {}).items() if k in known}
+    record |= {k: packaged[k] for k in ("label_names", "label_descriptions") if packaged.get(k)}
+    own = dict(packaged.get("model_args") or {})
+    for key in ("num_classes", "global_pool"):
+        if packaged.get(key) is not None:
+            own[key] = packaged[key]
+    own |= {k: v for k, v in kwargs.items() if v is not None}
+    if pretrained is True:
+        pretrained = name
+    # sizes of the saved model hold, whatever the record says of the weights it began with
+    record.pop("hf_hub_id", None)
+    return packaged["architecture"], pretrained, cfg or PretrainedCfg.from_dict(record), own
+
+
+def _record(arch: str, tag: str | None, cfg: Any, overlay: dict[str, Any] | None, lookup: Any) -> PretrainedCfg:
+    """The weight record: of the tag, of another tag named by `cfg`, or `cfg` itself; then the overlay."""
+    if isinstance(cfg, PretrainedCfg):
+        record = cfg
+    elif isinstance(cfg, dict):
+        record = PretrainedCfg.from_dict({"architecture": arch} | cfg)
+    else:
+        record = lookup(arch, cfg or tag)
+    return record.overlay(**overlay) if overlay else record
+
+
+def _with_record(config: ModelConfig, record: PretrainedCfg, kwargs: dict[str, Any], arch: str) -> ModelConfig:
+    """The variant's config, with the sizes its weight tag was trained at, then the user's own arguments."""
+    named = {"num_classes": record.num_classes, "in_chans": record.input_size[0]}
+    if record.fixed_input_size and "img_size" in config.names():
+        named["img_size"] = record.input_size[1:]
+    given = {k: v for k, v in kwargs.items() if v is not None}
+    return config.override(arch, **{**named, **given})
+
+
+def _as_features(model: Model, family: Family, args: dict[str, Any]) -> nn.Module:
+    defaults = {"out_indices": family.out_indices, "feature_cls": family.feature_cls}
+    args = defaults | {k: v for k, v in args.items() if v is not None}
+    return feature_net(model, flatten=family.flatten_features, **args)

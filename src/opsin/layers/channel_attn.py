@@ -1,0 +1,72 @@
+"""Channel attention: squeeze and excitation (https://arxiv.org/abs/1709.01507), ECA (https://arxiv.org/abs/1910.03151)."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from opsin.errors import UnknownArgumentError, did_you_mean
+from opsin.layers.act import create_act
+
+__all__ = ["EcaModule", "SEModule", "create_attn", "make_divisible"]
+
+
+def make_divisible(value: float, divisor: int = 8, *, min_value: int | None = None, round_limit: float = 0.9) -> int:
+    """Round to the nearest multiple of `divisor`, never below `min_value` nor below `round_limit` of the value."""
+    rounded = max(min_value or divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < round_limit * value else rounded
+
+
+class SEModule(nn.Module):
+    """Squeeze and excitation with 1x1 convolutions: `(B, C, H, W)` gated by its own channel means."""
+
+    def __init__(
+        self,
+        channels: int,
+        rd_ratio: float = 1 / 16,
+        rd_channels: int | None = None,
+        rd_divisor: int = 8,
+        act_layer: str | Callable[..., nn.Module] = "relu",
+        gate_layer: str | Callable[..., nn.Module] = "sigmoid",
+    ) -> None:
+        super().__init__()
+        rd_channels = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
+        self.fc1 = nn.Conv2d(channels, rd_channels, 1)
+        self.act = create_act(act_layer, inplace=True)
+        self.fc2 = nn.Conv2d(rd_channels, channels, 1)
+        self.gate = create_act(gate_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+class EcaModule(nn.Module):
+    """Efficient channel attention: a 1D convolution over channel means, its width grown with log2 of the channels."""
+
+    def __init__(self, channels: int, kernel_size: int | None = None, gamma: float = 2, beta: float = 1) -> None:
+        super().__init__()
+        if kernel_size is None:
+            width = int(abs(math.log2(channels) + beta) / gamma)
+            kernel_size = max(width if width % 2 else width + 1, 3)
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.conv(x.mean((2, 3)).unsqueeze(1)))
+        return x * gate.view(x.shape[0], -1, 1, 1)
+
+
+ATTNS: dict[str, Callable[..., nn.Module]] = {"se": SEModule, "eca": EcaModule}
+
+
+def create_attn(attn: str | Callable[..., nn.Module] | None, channels: int, **kwargs: object) -> nn.Module | None:
+    """Channel attention by name or callable; None when there is none."""
+    if not attn:
+        return None
+    if isinstance(attn, str):
+        if attn not in ATTNS:
+            raise UnknownArgumentError(
+                f"no channel attention {attn!r}.{did_you_mean(attn, ATTNS)} Known: {', '.join(ATTNS)}"
+            )
+        attn = ATTNS[attn]
+    return attn(channels, **kwargs)

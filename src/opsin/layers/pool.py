@@ -1,0 +1,102 @@
+"""Global pooling by name, and anti-aliased downsampling (https://arxiv.org/abs/1904.11486)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opsin.errors import UnknownArgumentError, did_you_mean
+
+__all__ = ["AvgPool2dSame", "BlurPool2d", "SelectAdaptivePool2d", "create_aa"]
+
+POOLS = ("", "avg", "max", "avgmax", "catavgmax")
+
+
+class SelectAdaptivePool2d(nn.Module):
+    """Pool a map to one value per channel: `avg`, `max`, `avgmax` (their mean), `catavgmax` (both), or "" for none.
+
+    Takes `(B, C, H, W)`, or `(B, H, W, C)` with `input_fmt="NHWC"`. Returns `(B, C * feat_mult)` when it pools and
+    `flatten` is set, `(B, C, 1, 1)` when not; with "" the map as it came.
+    """
+
+    def __init__(self, pool_type: str = "avg", flatten: bool = True, input_fmt: str = "NCHW") -> None:
+        super().__init__()
+        if pool_type not in POOLS:
+            near = did_you_mean(pool_type, POOLS)
+            raise UnknownArgumentError(f"no global pooling {pool_type!r}.{near} Known: {', '.join(map(repr, POOLS))}")
+        self.pool_type = pool_type
+        self.flatten = flatten
+        self.dims = (2, 3) if input_fmt == "NCHW" else (1, 2)
+        self.channel_dim = 1 if input_fmt == "NCHW" else -1
+
+    @property
+    def feat_mult(self) -> int:
+        return 2 if self.pool_type == "catavgmax" else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.pool_type:
+            return x
+        keep = not self.flatten
+        if self.pool_type == "avg":
+            return x.mean(self.dims, keepdim=keep)
+        if self.pool_type == "max":
+            return x.amax(self.dims, keepdim=keep)
+        avg, top = x.mean(self.dims, keepdim=keep), x.amax(self.dims, keepdim=keep)
+        if self.pool_type == "avgmax":
+            return (avg + top) * 0.5
+        return torch.cat((avg, top), self.channel_dim if keep else 1)
+
+    def extra_repr(self) -> str:
+        return f"pool_type={self.pool_type!r}, flatten={self.flatten}"
+
+
+class BlurPool2d(nn.Module):
+    """Binomial blur, then subsampling. The filter is a computed buffer and not part of checkpoints."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int, filt_size: int = 3, stride: int = 2, pad_mode: str = "reflect") -> None:
+        super().__init__()
+        self.channels, self.stride, self.pad_mode, self.filt_size = channels, stride, pad_mode, filt_size
+        self.padding = ((stride - 1 + filt_size - 1) // 2,) * 4
+        self.register_buffer("filt", self._filter(), persistent=False)
+
+    def _filter(self) -> Tensor:
+        row = torch.ones(1)
+        for _ in range(self.filt_size - 1):
+            row = F.pad(row, (0, 1)) + F.pad(row, (1, 0))
+        row = row / row.sum()
+        return (row[:, None] * row[None, :])[None, None].repeat(self.channels, 1, 1, 1)
+
+    def reset_buffers(self) -> None:
+        """Compute the filter again, after a build on the meta device."""
+        self.filt = self._filter().to(self.filt.device if not self.filt.is_meta else "cpu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(
+            F.pad(x, self.padding, self.pad_mode), self.filt.to(x.dtype), stride=self.stride, groups=self.channels
+        )
+
+
+class AvgPool2dSame(nn.AvgPool2d):
+    """Average pooling with TensorFlow's SAME padding: output `ceil(size / stride)`, the padding not counted."""
+
+    def __init__(self, kernel_size: int, stride: int) -> None:
+        super().__init__(kernel_size, stride, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.kernel_size, self.stride, ceil_mode=True, count_include_pad=False)
+
+
+def create_aa(aa_layer, channels: int, *, stride: int = 2, enable: bool = True) -> nn.Module:
+    """An anti-aliasing downsampler by name (`avg`, `blur`, `blurpc`) or class; Identity when there is nothing to do."""
+    if not aa_layer or not enable or stride == 1:
+        return nn.Identity()
+    if aa_layer in ("avg", "avgpool", nn.AvgPool2d):
+        return nn.AvgPool2d(stride)
+    if aa_layer in ("blur", "blurpool", BlurPool2d):
+        return BlurPool2d(channels, stride=stride)
+    if aa_layer == "blurpc":  # constant (zero) padding
+        return BlurPool2d(channels, stride=stride, pad_mode="constant")
+    if isinstance(aa_layer, str):
+        raise UnknownArgumentError(f"no anti-aliasing layer {aa_layer!r}. Known: avg, blur, blurpc")
+    return aa_layer(channels=channels, stride=stride)

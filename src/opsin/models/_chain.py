@@ -1,0 +1,93 @@
+"""The chain: what a model runs, in order, and where along it features can be taken."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["Stage", "locate", "normalize_indices", "run_stage", "split_blocks", "to_map"]
+
+
+class Stage(NamedTuple):
+    """One link of the chain: module paths (or method names) that run one after the other.
+
+    A stage with `num_chs` is a feature level: what leaves it has that many channels at 1/`reduction` of the image.
+    """
+
+    run: tuple[str, ...]
+    num_chs: int | None = None
+    reduction: int | None = None
+    module: str = ""  # the name of the level in `feature_info`; by default the last of `run`
+    params: tuple[str, ...] = ()  # owners of its parameters where `run` names a method; by default `run`
+    any_depth: bool = False  # a closing norm that fits behind every level, so it stays when late stages are pruned
+    checkpoint: bool = True  # worth recomputing in the backward pass; False for stems
+
+    @property
+    def name(self) -> str:
+        return self.module or self.run[-1]
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        return self.params or self.run
+
+    @property
+    def is_level(self) -> bool:
+        return self.num_chs is not None
+
+
+def locate(root: nn.Module, path: str):
+    """The submodule or method at a dotted path."""
+    for part in path.split("."):
+        root = getattr(root, part)
+    return root
+
+
+def split_blocks(module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of the blocks inside plain (nested) Sequentials; anything else is one block."""
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module):
+        for name, child in module.named_children():
+            yield from split_blocks(child, f"{path}.{name}")
+    else:
+        yield path, module
+
+
+def run_stage(root: nn.Module, stage: Stage, x: Tensor, checkpointing: bool = False) -> Tensor:
+    """Run one link of the chain; with `checkpointing` its blocks are computed again in the backward pass."""
+    for path in stage.run:
+        part = locate(root, path)
+        if checkpointing and stage.checkpoint and torch.is_grad_enabled():
+            for _, block in split_blocks(part, path):
+                x = checkpoint(block, x, use_reentrant=False)  # type: ignore[assignment]
+        else:
+            x = part(x)
+    return x
+
+
+def to_map(x: Tensor, layout: str, output_fmt: str) -> Tensor:
+    """A four-dimensional map of one layout in another (NCHW, NHWC)."""
+    if layout == output_fmt:
+        return x
+    return x.permute(0, 3, 1, 2) if layout == "NHWC" else x.permute(0, 2, 3, 1)
+
+
+def normalize_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Indices of feature levels as non-negative ints: None is all, an int n the last n, negatives count from the end.
+
+    Raises IndexError for an index outside the `count` levels and ValueError for a repeated or empty choice.
+    """
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, int):
+        if not 0 < indices <= count:
+            raise IndexError(f"asked for the last {indices} feature levels, but the model has {count}")
+        return list(range(count - indices, count))
+    chosen = []
+    for index in indices:
+        if not -count <= index < count:
+            raise IndexError(f"feature index {index} is out of range: the model has {count} levels, 0 to {count - 1}")
+        chosen.append(index % count)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ValueError(f"feature indices must be a choice of different levels, got {list(indices)}")
+    return chosen

@@ -1,0 +1,325 @@
+"""The contract of a model. A family declares its chain; everything on this page is derived from it."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opsin.errors import UnknownArgumentError
+from opsin.layers.weight_init import skip_init
+from opsin.models._chain import Stage, locate, normalize_indices, run_stage, split_blocks, to_map
+from opsin.models._config import ModelConfig
+
+__all__ = ["Model", "Outputs", "deferred_init"]
+
+# Set around a build whose values will come from a checkpoint: modules are made, initial values are not.
+deferred_init: ContextVar[bool] = ContextVar("deferred_init", default=False)
+
+
+class Outputs(NamedTuple):
+    """All that one pass can give: feature maps, the pooled embedding, and logits."""
+
+    features: list[Tensor]
+    embedding: Tensor
+    logits: Tensor
+
+
+class Model(nn.Module):
+    """Base of all architectures: `forward(x) = forward_head(forward_features(x))` for `x` of shape (B, C, H, W).
+
+    A family sets `Config`, and in `build(config)` creates its modules, its `chain`, `num_features` and
+    `head_hidden_size`. The class takes the fields of its Config as keywords (and those named in `positional` by place).
+    """
+
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    positional: ClassVar[tuple[str, ...]] = ()
+    classifier: ClassVar[str | tuple[str, ...]] = "fc"  # path of the classifier
+    first_conv: ClassVar[str | tuple[str, ...]] = "conv1"
+    layout: ClassVar[str] = "NCHW"  # of what runs along the chain: NCHW, NHWC or NLC
+
+    config: Any
+    chain: tuple[Stage, ...]
+    num_features: int
+    head_hidden_size: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Config" in cls.__dict__:
+            cls.__signature__ = inspect.signature(cls.Config)  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if len(args) > len(self.positional):
+            raise TypeError(f"{name} takes at most {len(self.positional)} arguments by place; name the others")
+        if doubled := [word for word in self.positional[: len(args)] if word in kwargs]:
+            raise TypeError(f"{name} got {doubled[0]} both by place and by name")
+        config = self.Config.make(name, **dict(zip(self.positional, args, strict=False)), **kwargs)
+        self.config = config
+        self.architecture = ""
+        self.pretrained_cfg: dict[str, Any] = {}
+        self.num_classes = config.num_classes
+        self.in_chans = config.in_chans
+        self.drop_rate = config.drop_rate
+        self.grad_checkpointing = False
+        self.frozen: list[str] = []
+        with skip_init():
+            self.build(config)
+        if not deferred_init.get():
+            self.init_weights()
+
+    def build(self, config: Any) -> None:
+        """Create the modules and the chain. Values are given by `init_weights` or by a checkpoint."""
+        raise NotImplementedError(f"{type(self).__name__} must define build(config)")
+
+    # -- initial values ------------------------------------------------------------------------------------------
+
+    def init_module(self, module: nn.Module, name: str) -> bool:
+        """Give a module the family's initial values; False leaves it to the module's own default."""
+        return False
+
+    @torch.no_grad()
+    def init_weights(self, only: Sequence[str] | None = None) -> None:
+        """Initialise all modules, or just the owners of the parameters named in `only`."""
+        owners = None if only is None else {key.rpartition(".")[0] for key in only}
+        for name, module in self.named_modules():
+            if owners is not None and name not in owners:
+                continue
+            if not self.init_module(module, name) and module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        if only is None:
+            self.init_last()
+
+    def init_last(self) -> None:
+        """What must follow the initialisation of all parts (a zeroed last norm, rescaled branches)."""
+
+    def reset_buffers(self) -> None:
+        """Compute the non-persistent buffers again: after a build on the meta device, where they hold nothing."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_buffers"):
+                module.reset_buffers()
+
+    # -- running the chain ---------------------------------------------------------------------------------------
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Everything before pooling, in the model's own layout."""
+        for stage in self.chain:
+            x = run_stage(self, stage, x, self.grad_checkpointing)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool what `forward_features` gives and classify it; `pre_logits` stops at the embedding."""
+        x = self.global_pool(x)
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.get_classifier()(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_outputs(self, x: Tensor, indices: int | Sequence[int] | None = None) -> Outputs:
+        """Feature maps at `indices` (all by default), embedding and logits from one pass."""
+        final, features = self.forward_intermediates(x, indices)
+        embedding = self.forward_head(final, pre_logits=True)
+        return Outputs(features, embedding, self.forward_logits(embedding))
+
+    def forward_logits(self, embedding: Tensor) -> Tensor:
+        """Logits of what `forward_head(..., pre_logits=True)` gave."""
+        return self.get_classifier()(embedding)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ):
+        """The maps at feature levels, in the order of `indices`; with the final features as well unless
+        `intermediates_only`.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: None for all levels, an int for the last n, or a sequence; negatives count from the end.
+            norm: apply the model's closing norm to each map (only where one fits all levels).
+            stop_early: do not run past the last chosen level (only with `intermediates_only`).
+            output_fmt: NCHW for (B, C, H, W) maps, NHWC for (B, H, W, C).
+        """
+        self.check_output_fmt(output_fmt)
+        if stop_early and not intermediates_only:
+            raise UnknownArgumentError("stop_early leaves no final features: pass intermediates_only=True with it")
+        levels = self.levels()
+        chosen = normalize_indices(indices, len(levels))
+        closing = self._closing_norm() if norm else None
+        size, taken, level = (x.shape[-2], x.shape[-1]), {}, 0
+        for stage in self.chain:
+            x = run_stage(self, stage, x, self.grad_checkpointing)
+            if not stage.is_level:
+                continue
+            if level in chosen:
+                taken[level] = self.as_map(closing(x) if closing else x, size, output_fmt)
+            if stop_early and level == max(chosen):
+                break
+            level += 1
+        maps = [taken[i] for i in chosen]
+        return maps if intermediates_only else (x, maps)
+
+    def check_output_fmt(self, output_fmt: str) -> None:
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise UnknownArgumentError(f"output_fmt is NCHW or NHWC for {type(self).__name__}, not {output_fmt!r}")
+
+    def _closing_norm(self):
+        norms = [stage for stage in self.chain if stage.any_depth]
+        if not norms:
+            raise UnknownArgumentError(
+                f"{type(self).__name__} has no closing norm that fits its levels: leave norm=False"
+            )
+        return lambda x: run_stage(self, norms[0], x)
+
+    def as_map(self, x: Tensor, image_size: tuple[int, int], output_fmt: str = "NCHW") -> Tensor:
+        """What runs along the chain as a map in `output_fmt`; `image_size` is (H, W) of the input."""
+        return to_map(x, self.layout, output_fmt)
+
+    # -- what the chain tells --------------------------------------------------------------------------------------
+
+    def levels(self) -> list[Stage]:
+        """The stages at which features can be taken."""
+        return [stage for stage in self.chain if stage.is_level]
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels, stride and module name of each feature level."""
+        return [{"num_chs": s.num_chs, "reduction": s.reduction, "module": s.name} for s in self.levels()]
+
+    def layer_groups(self, coarse: bool = False) -> list[list[str]]:
+        """Module paths from stem to head, one group a block (or a stage when `coarse`); they cover all parameters."""
+        groups: list[list[str]] = [[]]
+        closing: list[str] = []
+        seen_level = False
+        for i, stage in enumerate(self.chain):
+            later = any(s.is_level for s in self.chain[i:])
+            if not later:
+                closing += stage.owners
+            elif not stage.checkpoint or (not seen_level and not stage.is_level):
+                groups[0] += stage.owners
+            else:
+                blocks = [[p for p, _ in split_blocks(locate(self, path), path)] for path in stage.owners]
+                flat = [p for paths in blocks for p in paths if any(True for _ in locate(self, p).parameters())]
+                groups += [list(stage.owners)] if coarse else [[p] for p in flat]
+            seen_level = seen_level or stage.is_level
+        covered = tuple(f"{p}." for g in [*groups, closing] for p in g)
+        rest = {n for n, _ in self.named_parameters() if not f"{n}.".startswith(covered)}
+        tops = dict.fromkeys(n.split(".")[0] for n, _ in self.named_parameters() if n in rest)
+        return [g for g in groups if g] + [closing + list(tops)]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The layer groups as regular expressions with their order: `{"stem": regex, "blocks": [(regex, (i,)), …]}`."""
+        first, *blocks, last = self.layer_groups(coarse)
+        pattern = lambda paths: r"^(?:" + "|".join(re.escape(p) for p in paths) + r")(?:\.|$)"  # noqa: E731
+        rows = [(pattern(paths), (i,)) for i, paths in enumerate(blocks)]
+        return {"stem": pattern(first), "blocks": [*rows, (pattern(last), (99999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone (beside biases and norms)."""
+        return set()
+
+    # -- training services -----------------------------------------------------------------------------------------
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def freeze_stages(self, stages: int | None = None) -> None:
+        """Freeze the stem and the first `stages` feature levels (all of the body for None); 0 unfreezes everything.
+
+        Frozen norms keep their statistics: `train()` leaves frozen parts in evaluation mode.
+        """
+        count = len(self.levels())
+        if stages is not None and not 0 <= stages <= count:
+            raise IndexError(f"freeze_stages({stages}): the model has {count} stages")
+        self.requires_grad_(True)
+        self.frozen = []
+        if stages != 0:
+            seen = 0
+            for stage in self.chain:
+                if stages is not None and seen == stages:
+                    break
+                self.frozen += stage.owners
+                seen += stage.is_level
+        for path in self.frozen:
+            locate(self, path).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for path in self.frozen:
+            part = locate(self, path)
+            if isinstance(part, nn.Module):
+                part.eval()
+        return self
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what comes after the last chosen level, the closing layers if `prune_norm`, the head if `prune_head`.
+
+        Returns the chosen levels as non-negative indices.
+        """
+        chosen = normalize_indices(indices, len(self.levels()))
+        kept, seen, cut = [], 0, max(chosen) < len(self.levels()) - 1
+        for stage in self.chain:
+            past = seen > max(chosen)
+            if past and (prune_norm or (cut and not stage.any_depth)):
+                for path in stage.owners:
+                    self._remove(path)
+            else:
+                kept.append(stage)
+            seen += stage.is_level
+        self.chain = tuple(kept)
+        if prune_head:
+            self.reset_classifier(0, "")
+        return chosen
+
+    def _remove(self, path: str) -> None:
+        parent, _, name = path.rpartition(".")
+        owner = locate(self, parent) if parent else self
+        if name in owner._modules:
+            del owner._modules[name]
+
+    # -- head ------------------------------------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits; Identity for `num_classes=0`."""
+        return locate(self, self.classifier)  # type: ignore[arg-type]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for `num_classes` (0: none), and another pooling if named."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes={num_classes}: give a positive number, or 0 for no classifier")
+        pool = self.config.global_pool if global_pool is None else global_pool
+        self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
+        self.num_classes = num_classes
+        with skip_init():
+            self.build_head(self.config)
+        paths = (self.classifier,) if isinstance(self.classifier, str) else self.classifier
+        like = next((p for p in self.parameters()), None)
+        for path in paths:
+            head = locate(self, path)
+            if like is not None:
+                head.to(device=like.device, dtype=like.dtype)
+            self.init_weights(only=[f"{path}.{name}" for name, _ in head.named_parameters()])
+
+    def build_head(self, config: Any) -> None:
+        """Create pooling and classifier for `config.num_classes` and `config.global_pool`."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_head(config)")
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """The older name of `pretrained_cfg`."""
+        return self.pretrained_cfg

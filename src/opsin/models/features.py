@@ -1,0 +1,250 @@
+"""Models as feature extractors: what `create_model(..., features_only=True)` returns."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opsin.errors import UnknownArgumentError, did_you_mean
+from opsin.models._chain import locate, normalize_indices, run_stage, to_map
+from opsin.models._model import Model
+
+__all__ = ["FeatureDictNet", "FeatureGetterNet", "FeatureHookNet", "FeatureInfo", "FeatureListNet", "feature_net"]
+
+
+class FeatureInfo:
+    """Channels, stride and module name of each output, in the order of the outputs."""
+
+    def __init__(self, feature_info: Sequence[dict[str, Any]], out_indices: int | Sequence[int] | None = None) -> None:
+        self.info = [dict(row, index=i) for i, row in enumerate(feature_info)]
+        self.out_indices = tuple(normalize_indices(out_indices, len(self.info)))
+
+    def _rows(self, idx: int | Sequence[int] | None) -> list[dict[str, Any]]:
+        if isinstance(idx, int):
+            return [self.info[idx]]
+        return [self.info[i] for i in (self.out_indices if idx is None else idx)]
+
+    def _get(self, key: str, idx: int | Sequence[int] | None) -> Any:
+        values = [row[key] for row in self._rows(idx)]
+        return values[0] if isinstance(idx, int) else values
+
+    def channels(self, idx: int | Sequence[int] | None = None):
+        """Channels of each output (or of the level `idx`)."""
+        return self._get("num_chs", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None):
+        """Stride of each output to the image (or of the level `idx`)."""
+        return self._get("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None):
+        """Module each output leaves from (or that of the level `idx`)."""
+        return self._get("module", idx)
+
+    def get_dicts(self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None):
+        """The rows as dicts, all or just `keys` of them."""
+        return [dict(row) if keys is None else {k: row[k] for k in keys} for row in self._rows(idx)]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.info[index]
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+
+def _output_keys(info: FeatureInfo, out_map: Sequence[str | int] | None) -> list[str]:
+    keys = [str(k) for k in out_map] if out_map is not None else info.module_name()
+    if len(keys) != len(info.out_indices) or len(set(keys)) != len(keys):
+        raise UnknownArgumentError(f"out_map needs {len(info.out_indices)} different names, got {keys}")
+    return keys
+
+
+class FeatureListNet(nn.ModuleDict):
+    """The body of a model as a row of its own modules, cut behind the last level asked for. Returns a list of maps.
+
+    The parts keep the names they have in the model (`layer1.0.conv1.weight`); with `flatten` a dotted path becomes one
+    name with underscores (`stages_0`), as in published detection checkpoints on such backbones.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        out_indices: int | Sequence[int] | None = None,
+        *,
+        output_fmt: str = "NCHW",
+        flatten: bool = False,
+    ) -> None:
+        super().__init__()
+        model.check_output_fmt(output_fmt)
+        self.feature_info = FeatureInfo(model.feature_info, out_indices)
+        self.output_fmt, self.layout = output_fmt, model.layout
+        self.grad_checkpointing = False
+        model.prune_intermediate_layers(self.feature_info.out_indices, prune_norm=True)
+        self.chain = tuple(
+            stage._replace(run=tuple(self._adopt(model, path, flatten) for path in stage.run)) for stage in model.chain
+        )
+
+    def _adopt(self, model: Model, path: str, flatten: bool) -> str:
+        name = path.replace(".", "_") if flatten else path.split(".")[0]
+        if name not in self:
+            self.add_module(name, locate(model, path if flatten else name))
+        return name if flatten else path
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def collect(self, x: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = []
+        for stage in self.chain:
+            x = run_stage(self, stage, x, self.grad_checkpointing)
+            if stage.is_level:
+                maps.append(x)
+        return [to_map(maps[i], self.layout, self.output_fmt) for i in self.feature_info.out_indices]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.collect(x)
+
+
+class FeatureDictNet(FeatureListNet):
+    """As `FeatureListNet`, but returns an ordered dict; keys are the module names, or those in `out_map`."""
+
+    def __init__(
+        self,
+        model: Model,
+        out_indices: int | Sequence[int] | None = None,
+        *,
+        out_map: Sequence[str | int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, out_indices, **kwargs)
+        self.keys_out = _output_keys(self.feature_info, out_map)
+
+    def forward(self, x: Tensor) -> Any:
+        return OrderedDict(zip(self.keys_out, self.collect(x), strict=True))
+
+
+class FeatureGetterNet(nn.Module):
+    """Features through the model's own `forward_intermediates`: for tokens, and for any model at all."""
+
+    def __init__(
+        self,
+        model: Model,
+        out_indices: int | Sequence[int] | None = None,
+        *,
+        out_map: Sequence[str | int] | None = None,
+        return_dict: bool = False,
+        output_fmt: str = "NCHW",
+        norm: bool = False,
+        prune: bool = True,
+    ) -> None:
+        super().__init__()
+        model.check_output_fmt(output_fmt)
+        self.feature_info = FeatureInfo(model.feature_info, out_indices)
+        self.keys_out = _output_keys(self.feature_info, out_map) if return_dict or out_map is not None else None
+        self.indices = list(self.feature_info.out_indices)
+        self.output_fmt, self.norm = output_fmt, norm
+        if prune:
+            model.prune_intermediate_layers(self.indices, prune_norm=not norm)
+        self.model = model
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.model.set_grad_checkpointing(enable)
+
+    def forward(self, x: Tensor) -> Any:
+        maps = self.model.forward_intermediates(
+            x, self.indices, norm=self.norm, output_fmt=self.output_fmt, intermediates_only=True
+        )
+        return maps if self.keys_out is None else OrderedDict(zip(self.keys_out, maps, strict=True))
+
+
+class FeatureHookNet(nn.Module):
+    """The outputs of any named modules, caught by hooks while `forward_features` runs.
+
+    `out_indices` are feature levels, or names as in `model.named_modules()`. Channels and strides in `feature_info` are
+    measured by one pass without arithmetic (on the meta device) at `input_size`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        out_indices: int | Sequence[int] | Sequence[str] | None = None,
+        *,
+        out_map: Sequence[str | int] | None = None,
+        return_dict: bool = False,
+        input_size: tuple[int, int, int] = (3, 224, 224),
+    ) -> None:
+        super().__init__()
+        if isinstance(out_indices, list | tuple) and out_indices and all(isinstance(n, str) for n in out_indices):
+            names = list(out_indices)
+        else:
+            names = FeatureInfo(model.feature_info, out_indices).module_name()  # type: ignore[arg-type]
+        known = dict(model.named_modules())
+        for name in names:
+            if name not in known or not name:
+                raise UnknownArgumentError(f"{type(model).__name__} has no module {name!r}.{did_you_mean(name, known)}")
+        model.reset_classifier(0, "")
+        self.model, self.names = model, names
+        self.feature_info = FeatureInfo(_measure(model, names, input_size), None)
+        self.keys_out = _output_keys(self.feature_info, out_map) if return_dict or out_map is not None else None
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.model.set_grad_checkpointing(enable)
+
+    def forward(self, x: Tensor) -> Any:
+        caught = _catch(self.model, self.names, x)
+        return caught if self.keys_out is None else OrderedDict(zip(self.keys_out, caught, strict=True))
+
+
+def _catch(model: Model, names: list[str], x: Tensor) -> list[Tensor]:
+    caught: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(n).register_forward_hook(lambda m, args, out, n=n: caught.__setitem__(n, out))
+        for n in names
+    ]
+    try:
+        model.forward_features(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if unseen := [n for n in names if n not in caught]:
+        raise UnknownArgumentError(f"forward_features does not run {', '.join(unseen)}; choose modules of the body")
+    return [caught[n] for n in names]
+
+
+def _measure(model: Model, names: list[str], input_size: tuple[int, int, int]) -> list[dict[str, Any]]:
+    probe = deepcopy(model).to("meta").eval()
+    with torch.no_grad():
+        outs = _catch(probe, names, torch.empty((1, *input_size), device="meta"))
+    rows = []
+    for name, out in zip(names, outs, strict=True):
+        maps = out.ndim == 4
+        channels = out.shape[-1] if model.layout != "NCHW" or not maps else out.shape[1]
+        height = out.shape[1] if maps and model.layout == "NHWC" else out.shape[2] if maps else None
+        rows.append({"num_chs": channels, "reduction": input_size[1] // height if height else None, "module": name})
+    return rows
+
+
+FORMS = ("list", "dict", "hook", "getter")
+
+
+def feature_net(
+    model: Model, *, out_indices: Any = None, feature_cls: str = "list", flatten: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Wrap a model as a feature extractor. `feature_cls`: list, dict, hook (any module by name) or getter."""
+    if isinstance(out_indices, list | tuple) and any(isinstance(i, str) for i in out_indices):
+        feature_cls = "hook"
+    if feature_cls == "list":
+        return FeatureListNet(model, out_indices, flatten=flatten, **kwargs)
+    if feature_cls == "dict":
+        if all(isinstance(locate(model, path), nn.Module) for stage in model.chain for path in stage.run):
+            return FeatureDictNet(model, out_indices, flatten=flatten, **kwargs)
+        return FeatureGetterNet(model, out_indices, return_dict=True, **kwargs)
+    if feature_cls == "hook":
+        return FeatureHookNet(model, out_indices, **kwargs)
+    if feature_cls == "getter":
+        return FeatureGetterNet(model, out_indices, **kwargs)
+    raise UnknownArgumentError(
+        f"feature_cls={feature_cls!r}.{did_you_mean(feature_cls, FORMS)} Known: {', '.join(FORMS)}"
+    )
