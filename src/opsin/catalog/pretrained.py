@@ -66,12 +66,14 @@ class PretrainedCfg:
     def from_dict(cls, record: dict[str, Any]) -> "PretrainedCfg":
         """Build from a plain mapping (a hub `config.json`, an overlay): lists become tuples, unknown keys raise."""
         check_known(record, [f.name for f in fields(cls)], owner="pretrained_cfg")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**fixed)
 
     def overlay(self, **changes: Any) -> "PretrainedCfg":
         """A copy with some fields replaced; unknown names raise with the nearest right one."""
         check_known(changes, [f.name for f in fields(self)], owner="pretrained_cfg")
-        return replace(self, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+        return replace(self, **fixed)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, as the plain dict the field calls `pretrained_cfg`."""

@@ -5,6 +5,7 @@ Source: `catalog/data/*.csv`, `aliases.json`, written by `tools/build_catalog.py
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,9 @@ __all__ = [
     "architectures",
     "default_tag",
     "model_facts",
+    "natural_key",
     "pretrained_cfg",
+    "pretrained_cfgs",
     "resolve_alias",
     "tags",
     "weight_names",
@@ -158,6 +161,11 @@ def _features(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(c for c, _ in pairs), tuple(r for _, r in pairs)
 
 
+def natural_key(name: str) -> list[str | int]:
+    """Sort key that counts: resnet18 before resnet101."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
+
+
 def architectures() -> list[str]:
     """Every architecture name the catalog has facts about."""
     return list(_models())
@@ -250,6 +258,11 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
         classifier=_names(row["classifier"] or model["classifier"]),
         **record,
     )
+
+
+def pretrained_cfgs(architecture: str) -> list[PretrainedCfg]:
+    """The record of every weight tag of an architecture, the default first; its one empty record where it has none."""
+    return [pretrained_cfg(f"{architecture}.{tag}") for tag in tags(architecture)] or [pretrained_cfg(architecture)]
 
 
 @cache

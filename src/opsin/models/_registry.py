@@ -4,19 +4,26 @@ Models come from three places: the generated index of opsin's own families, `@re
 installed packages whose entry points in the group `opsin.models` name a module that registers models.
 """
 
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from opsin import catalog
-from opsin.catalog import PretrainedCfg, natural_key
+from opsin.catalog import Accuracy, ModelFacts, PretrainedCfg, natural_key
 from opsin.errors import OpsinError, UnknownModelError, did_you_mean
 from opsin.models._index import MODELS
+from opsin.models._users import (
+    USERS,
+    DefaultCfg,
+    generate_default_cfgs,
+    load_entry_points,
+    register_model,
+    user_cfgs,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DefaultCfg",
     "ModelInfo",
+    "best_top1",
     "find_family",
     "generate_default_cfgs",
     "get_pretrained_cfg",
@@ -45,101 +53,16 @@ __all__ = [
 ]
 
 Names = str | Sequence[str]
-Entrypoint = TypeVar("Entrypoint", bound=Callable[..., Any])
-
-_users: dict[str, Callable[..., Any]] = {}  # models of users: name -> their function
 
 
-# --- users' own models ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DefaultCfg:
-    """The weight tags of one architecture, the default first."""
-
-    cfgs: dict[str, PretrainedCfg] = field(default_factory=dict)
-
-    @property
-    def tags(self) -> list[str]:
-        return list(self.cfgs)
-
-    @property
-    def default(self) -> PretrainedCfg:
-        return next(iter(self.cfgs.values()))
-
-    @property
-    def default_with_tag(self) -> tuple[str, PretrainedCfg]:
-        return next(iter(self.cfgs.items()))
-
-    @property
-    def is_pretrained(self) -> bool:
-        return any(cfg.has_weights for cfg in self.cfgs.values())
-
-
-def generate_default_cfgs(cfgs: Mapping[str, PretrainedCfg | dict[str, Any]]) -> dict[str, DefaultCfg]:
-    """Group records by architecture: `{"my_model.tag": {"url": …}, "my_model.other": {…}}`.
-
-    The default tag is the one marked by a star (`my_model.tag*`), else the first that has weights, else the first.
-    """
-    grouped: dict[str, dict[str, tuple[int, PretrainedCfg]]] = {}
-    for key, value in cfgs.items():
-        name, _, tag = key.partition(".")
-        starred, tag = tag.endswith("*"), tag.removesuffix("*")
-        record = value if isinstance(value, PretrainedCfg) else PretrainedCfg.from_dict(value)
-        record = record.overlay(architecture=name, tag=tag)
-        rank = 0 if starred else 1 if record.has_weights else 2
-        grouped.setdefault(name, {})[tag] = (rank, record)
-    ranked = {name: sorted(found.items(), key=lambda item: item[1][0]) for name, found in grouped.items()}
-    return {name: DefaultCfg({tag: record for tag, (_, record) in found}) for name, found in ranked.items()}
-
-
-def register_model(fn: Entrypoint) -> Entrypoint:
-    """Decorator: make `fn(pretrained=False, **kwargs) -> nn.Module` a model under the function's name.
-
-    A `default_cfgs` mapping in the same module (see `generate_default_cfgs`) gives it weight tags. A name that opsin or
-    another module already uses is taken over, with a warning.
-    """
-    name = fn.__name__
-    before = _users.get(name)
-    if name in MODELS or (before is not None and before.__module__ != fn.__module__):
-        owner = before.__module__ if before is not None else f"opsin.models.{MODELS[name]}"
-        warnings.warn(f"Model {name!r} of {owner} is replaced by that of {fn.__module__}.", stacklevel=2)
-    _users[name] = fn
-    return fn
-
-
-def _user_cfgs(name: str) -> dict[str, PretrainedCfg]:
-    """Tag -> record of a user's model, from `default_cfgs` in its module; an empty record where there is none."""
-    module = sys.modules.get(_users[name].__module__)
-    found = getattr(module, "default_cfgs", {}).get(name)
-    if isinstance(found, DefaultCfg):
-        return found.cfgs
-    if isinstance(found, Mapping):  # the older form: one plain dict per architecture
-        found = PretrainedCfg.from_dict(dict(found))
-    record = found or PretrainedCfg()
-    return {record.tag: record.overlay(architecture=name)}
-
-
-@cache
-def _load_entry_points() -> None:
-    """Import, once, the modules of installed packages that register models. A broken one is named, others still load."""
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group="opsin.models"):
-        try:
-            entry.load()
-        except Exception as error:  # whatever a stranger's module raises must not take every other model away
-            warnings.warn(f"The models of {entry.name!r} ({entry.value}) cannot be loaded: {error!r}", stacklevel=3)
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 def user_entrypoint(name: str) -> Callable[..., "nn.Module"] | None:
     """The function a user registered under this architecture name, or None."""
-    if name not in _users and name not in MODELS:
-        _load_entry_points()
-    return _users.get(name)
-
-
-# --- names ------------------------------------------------------------------------------------------------------------
+    if name not in USERS and name not in MODELS:
+        load_entry_points()
+    return USERS.get(name)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -154,8 +77,8 @@ def _exists(architecture: str) -> bool:
 
 def tags_of(architecture: str) -> list[str]:
     """The weight tags of an architecture, the default first; empty where it has none."""
-    if architecture in _users:
-        return [tag for tag in _user_cfgs(architecture) if tag]
+    if architecture in USERS:
+        return [tag for tag in user_cfgs(architecture) if tag]
     return catalog.tags(architecture)
 
 
@@ -167,13 +90,10 @@ def resolve_name(name: str) -> tuple[str, str | None]:
     architecture, tag = split_name(name)
     if _exists(architecture) and (not tag or tag in tags_of(architecture)):
         return architecture, tag or None
-    new = catalog.resolve_alias(name)
-    if new is None and tag and (renamed := catalog.resolve_alias(architecture)):
-        new = f"{split_name(renamed)[0]}.{tag}"
+    new = _name_of_today(name)
     if new is not None:
         note = catalog.alias_note(name) or catalog.alias_note(architecture)
-        message = f"{name!r} is a former name; using {new!r}. {note}".rstrip()
-        warnings.warn(message, FutureWarning, stacklevel=3)
+        warnings.warn(f"{name!r} is a former name; using {new!r}. {note}".rstrip(), FutureWarning, stacklevel=3)
         return resolve_name(new)
     if _exists(architecture):
         known = tags_of(architecture)
@@ -182,32 +102,37 @@ def resolve_name(name: str) -> tuple[str, str | None]:
     if architecture in catalog.architectures():
         family = catalog.model_facts(architecture).family
         raise UnknownModelError(f"{architecture!r} belongs to the family {family!r}, which opsin cannot build yet.")
-    raise UnknownModelError(f"There is no model {architecture!r}.{did_you_mean(architecture, [*MODELS, *_users])}")
+    raise UnknownModelError(f"There is no model {architecture!r}.{did_you_mean(architecture, [*MODELS, *USERS])}")
+
+
+def _name_of_today(name: str) -> str | None:
+    """What a former name, with or without a weight tag of today, stands for; None where it is no former name."""
+    architecture, tag = split_name(name)
+    new = catalog.resolve_alias(name)
+    if new is None and tag and (renamed := catalog.resolve_alias(architecture)):
+        return f"{split_name(renamed)[0]}.{tag}"
+    return new
 
 
 def is_model(name: str) -> bool:
     """Whether `create_model` knows this name: an architecture, `architecture.tag`, or a former name of one."""
     architecture, tag = split_name(name)
-    if _exists(architecture):
-        return not tag or tag in tags_of(architecture)
+    if _exists(architecture) and (not tag or tag in tags_of(architecture)):
+        return True
     try:
-        new = catalog.resolve_alias(name)
-    except UnknownModelError:
+        new = _name_of_today(name)
+    except UnknownModelError:  # went away without a successor
         return False
-    return new is not None and _exists(split_name(new)[0])
+    return new is not None and is_model(new)
 
 
 def is_model_pretrained(name: str) -> bool:
-    """Whether this architecture, or this `architecture.tag`, has weights."""
-    return is_model(name) and get_pretrained_cfg(_quietly(name)).has_weights
-
-
-def _quietly(name: str) -> str:
-    """The name of today, without the notice that a former one gets."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        architecture, tag = resolve_name(name)
-    return f"{architecture}.{tag}" if tag else architecture
+    """Whether this `architecture.tag` has weights, or any tag of this architecture."""
+    if not is_model(name):
+        return False
+    name = _name_of_today(name) or name
+    architecture, tag = split_name(name)
+    return any(cfg.has_weights for cfg in _weights_of(architecture) if not tag or cfg.tag == tag)
 
 
 def find_family(name: str) -> "Family":
@@ -234,8 +159,8 @@ def model_entrypoint(name: str, module_filter: str | None = None) -> Callable[..
 def get_pretrained_cfg(name: str) -> PretrainedCfg:
     """The record of `architecture.tag`, or of the default tag of a bare `architecture`."""
     architecture, tag = resolve_name(name)
-    if architecture in _users:
-        cfgs = _user_cfgs(architecture)
+    if architecture in USERS:
+        cfgs = user_cfgs(architecture)
         return cfgs[tag] if tag else next(iter(cfgs.values()))
     return catalog.pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
 
@@ -245,15 +170,15 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
 
 def _families_of(architecture: str) -> tuple[str, ...]:
     """The file that builds an architecture, and the family the published packages count it to."""
-    if architecture in _users:
-        return (_users[architecture].__module__.rpartition(".")[2],)
+    if architecture in USERS:
+        return (USERS[architecture].__module__.rpartition(".")[2],)
     return MODELS[architecture], catalog.model_facts(architecture).family
 
 
 def list_families() -> list[str]:
     """Every family, in natural order: opsin's files, the modules of the published package, modules of users."""
-    _load_entry_points()
-    found = {family for name in (*MODELS, *_users) for family in _families_of(name)}
+    load_entry_points()
+    found = {family for name in (*MODELS, *USERS) for family in _families_of(name)}
     return sorted(found, key=natural_key)
 
 
@@ -281,7 +206,15 @@ def _fits_size(size: tuple[int, ...], wanted: int | Sequence[int]) -> bool:
     return size[-len(wanted) :] == wanted
 
 
-def _top1(name: str) -> float | None:
+def _weights_of(architecture: str) -> list[PretrainedCfg]:
+    """The records of an architecture: one per tag, default first, or a single one without a tag."""
+    if architecture in USERS:
+        return list(user_cfgs(architecture).values())
+    return catalog.pretrained_cfgs(architecture)
+
+
+def best_top1(name: str) -> float | None:
+    """ImageNet-1k top-1 (%) of `architecture.tag`, the best over the published image sizes."""
     return max((record.imagenet_top1 for record in catalog.accuracy(name)), default=None)
 
 
@@ -289,6 +222,7 @@ def _top1(name: str) -> float | None:
 class _Query:
     """Conditions on facts. A fact that nobody measured does not fulfil a condition on it."""
 
+    pretrained: bool
     max_params: float | None
     min_params: float | None
     max_gmacs: float | None
@@ -299,7 +233,7 @@ class _Query:
     def takes_architecture(self, name: str) -> bool:
         if self.max_params is None and self.min_params is None and self.max_gmacs is None:
             return True
-        if name in _users:
+        if name in USERS:
             return False
         facts = catalog.model_facts(name)
         return (
@@ -308,20 +242,14 @@ class _Query:
             and (self.max_gmacs is None or (facts.gmacs is not None and facts.gmacs <= self.max_gmacs))
         )
 
-    @property
-    def asks_for_tags(self) -> bool:
-        return self.min_top1 is not None or bool(self.license) or self.input_size is not None
-
-    def takes_weights(self, name: str) -> bool:
-        if self.min_top1 is not None and ((top1 := _top1(name)) is None or top1 < self.min_top1):
+    def takes_weights(self, cfg: PretrainedCfg) -> bool:
+        if self.pretrained and not cfg.has_weights:
             return False
-        if self.license or self.input_size is not None:
-            cfg = get_pretrained_cfg(name)
-            if self.license and not any(fnmatchcase(cfg.license or "", pattern) for pattern in self.license):
-                return False
-            if self.input_size is not None and not _fits_size(cfg.input_size, self.input_size):
-                return False
-        return True
+        if self.min_top1 is not None and ((top1 := best_top1(cfg.name)) is None or top1 < self.min_top1):
+            return False
+        if self.license and not any(fnmatchcase(cfg.license or "", pattern) for pattern in self.license):
+            return False
+        return self.input_size is None or _fits_size(cfg.input_size, self.input_size)
 
 
 def list_models(
@@ -358,18 +286,21 @@ def list_models(
         max_gmacs: most multiply-accumulates of one forward, in billions, as measured at the default image size.
         input_size: image side, (height, width) or (channels, height, width) the weights were made for.
 
-    `min_top1`, `license` and `input_size` are facts of weight tags: where tags are listed, those tags that fulfil all of
-    them; else the architectures of which one tag does. What nobody measured does not fulfil a condition.
+    `min_top1`, `license` and `input_size` are facts of weight tags: where tags are listed, those tags that fulfil all
+    of them; else the architectures of which one tag does. What nobody measured does not fulfil a condition.
     Raises `OpsinError` for an unknown family or licence, with the nearest right one.
     """
-    _load_entry_points()
+    load_entry_points()
     families = [*_patterns(module), *_patterns(family)]
     for name in families:
         _check_choice(name, list_families(), what="family")
     licenses = _patterns(license)
     for name in licenses:
-        _check_choice(name, {w.license for w in _all_cfgs() if w.license}, what="license")
+        _check_choice(
+            name, {w.license for a in {**MODELS, **USERS} for w in _weights_of(a) if w.license}, what="license"
+        )
     query = _Query(
+        pretrained=pretrained,
         max_params=max_params,
         min_params=min_params,
         max_gmacs=max_gmacs,
@@ -380,20 +311,15 @@ def list_models(
     include, leave_out = _patterns(filter), [*_patterns(exclude_filters), *_patterns(exclude)]
     with_tags = pretrained if include_tags is None else include_tags
     found: list[str] = []
-    for architecture in {**MODELS, **_users}:
+    for architecture in {**MODELS, **USERS}:
         if families and not any(_matches(f, families) for f in _families_of(architecture)):
             continue
         if not query.takes_architecture(architecture):
             continue
-        if name_matches_cfg and architecture in _users and not _declares_cfg(architecture):
+        weights = [cfg for cfg in _weights_of(architecture) if query.takes_weights(cfg)]
+        if name_matches_cfg and all(cfg == PretrainedCfg(architecture=architecture) for cfg in weights):
             continue
-        weights = _weights_of(architecture)
-        fulfilling = [
-            w
-            for w in weights
-            if (not pretrained or _has_weights(w)) and (not query.asks_for_tags or query.takes_weights(w))
-        ]
-        candidates = fulfilling if with_tags else [architecture] if fulfilling else []
+        candidates = [cfg.name for cfg in weights] if with_tags else [architecture] if weights else []
         found += [c for c in candidates if (not include or _matches(c, include)) and not _matches(c, leave_out)]
     return sorted(found, key=natural_key)
 
@@ -401,3 +327,44 @@ def list_models(
 def list_pretrained(filter: Names = "", **conditions: Any) -> list[str]:
     """Every `architecture.tag` that has weights; takes the conditions of `list_models`."""
     return list_models(filter, pretrained=True, include_tags=True, **conditions)
+
+
+# --- everything about one model ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """All that is on record about one model; `facts` is None for users' models."""
+
+    name: str  # architecture.tag, or the bare architecture
+    architecture: str
+    tag: str  # the tag asked for, else the default; empty where there is none
+    family: str  # file in opsin.models, or the user's module
+    facts: ModelFacts | None
+    cfg: PretrainedCfg  # of `tag`
+    weights: dict[str, PretrainedCfg]  # every tag of the architecture, the default first
+    accuracy: dict[str, tuple[Accuracy, ...]]  # tag -> published accuracies, one per image size
+    aliases: dict[str, str]  # former name -> where it leads
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, ready for JSON."""
+        return asdict(self)
+
+
+def model_info(name: str) -> ModelInfo:
+    """Facts, weight tags, accuracies and former names of a model. Raises `UnknownModelError`."""
+    architecture, tag = resolve_name(name)
+    cfg = get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+    user = architecture in USERS
+    weights = {record.tag: record for record in _weights_of(architecture)}
+    return ModelInfo(
+        name=cfg.name,
+        architecture=architecture,
+        tag=cfg.tag,
+        family=_families_of(architecture)[0],
+        facts=None if user else catalog.model_facts(architecture),
+        cfg=cfg,
+        weights=weights,
+        accuracy={t: found for t, record in weights.items() if (found := catalog.accuracy(record.name))},
+        aliases={} if user else catalog.aliases_of(architecture),
+    )
