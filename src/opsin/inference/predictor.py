@@ -1,0 +1,292 @@
+"""From pictures to named probabilities: a model, its preprocessing and its labels in one object.
+
+Decoding and resizing run in a few threads while the model computes the batch before; Pillow and torch both release
+the interpreter for the heavy part, so the two overlap.
+"""
+
+import itertools
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from opsin.catalog.labels import LabelSet, labels_for
+from opsin.errors import ImageError, OpsinError
+from opsin.inference.images import Source, describe, open_image
+from opsin.inference.preprocess import Preprocess
+
+__all__ = ["Prediction", "Predictor", "Score", "load"]
+
+
+class Label(NamedTuple):
+    name: str
+    description: str | None
+    id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One class, the place it has in the logits, and its probability (0..1).
+
+    `label` is a name for people, unique in its set. ImageNet's classes have a `description` with all their words as
+    well, and their WordNet `id`; custom classes have what was saved with them.
+    """
+
+    label: str
+    index: int
+    probability: float
+    description: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable classes of one picture, best first; or, from `Predictor.stream`, why it could not be read."""
+
+    source: str
+    labels: tuple[Score, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, ready for JSON."""
+        return asdict(self)
+
+
+class Predictor:
+    """Classifies pictures with a model.
+
+    Args:
+        model: a classifier from `create_model`; it is put in evaluation mode and on `device`.
+        preprocess: how pictures become tensors; by default the model's own record says (`model.pretrained_cfg`, with
+            the channels and image size the model was really built with).
+        labels: one name per class, in class order. By default those of the model's record, else those of the
+            well-known set with as many classes, else the class numbers.
+        descriptions: longer words for `labels`: `{label: words}`.
+        device: where to compute; None leaves the model where it is.
+        batch_size: pictures per forward pass.
+        workers: threads that read and resize.
+
+    Raises:
+        OpsinError: a model without a classifier, or labels that do not fit its classes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        preprocess: Preprocess | None = None,
+        labels: Sequence[str] | None = None,
+        descriptions: Mapping[str, str] | None = None,
+        device: str | torch.device | None = None,
+        batch_size: int = 32,
+        workers: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise OpsinError(f"batch_size must be at least 1, not {batch_size}")
+        self.num_classes: int = model.num_classes  # type: ignore[assignment]
+        if self.num_classes < 1:
+            raise OpsinError("this model has no classifier (num_classes=0); Predictor needs one")
+        self.model = (model if device is None else model.to(device)).eval()
+        self.preprocess = preprocess or _own_preprocess(model)
+        self.labels = _own_labels(model) if labels is None else _named(labels, descriptions)
+        if len(self.labels) != self.num_classes:
+            raise OpsinError(f"{len(self.labels)} labels for {self.num_classes} classes")
+        self.batch_size = batch_size
+        self.workers = workers or min(8, os.cpu_count() or 1)
+        weight = next(model.parameters(), None)
+        self.device = weight.device if weight is not None else torch.device(device or "cpu")
+        self.dtype = weight.dtype if weight is not None else torch.float32
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures that the model takes."""
+        return self.preprocess.channels
+
+    @overload
+    def predict(self, images: Source, topk: int = ...) -> Prediction: ...
+    @overload
+    def predict(self, images: Tensor | Iterable[Source], topk: int = ...) -> Prediction | list[Prediction]: ...
+
+    def predict(self, images: Source | Tensor | Iterable[Source], topk: int = 5) -> Prediction | list[Prediction]:
+        """The `topk` most probable classes of one picture, or a list with those of many.
+
+        Args:
+            images: one of what `open_image` takes, or an iterable of them, or an array (B, H, W, C); or tensors that
+                are ready for the model, (C, H, W) or (B, C, H, W), normalised.
+            topk: classes to name, at most all there are.
+
+        Raises:
+            ImageError: a picture cannot be read; it is named. (`stream` goes on past it.)
+        """
+        one = isinstance(images, str | os.PathLike | bytes | Image.Image) or hasattr(images, "read")
+        if isinstance(images, Tensor):
+            found = self._predict_ready(images if images.ndim == 4 else images[None], topk)
+            return found if images.ndim == 4 else found[0]
+        if isinstance(images, np.ndarray):
+            one = images.ndim != 4
+        results = []
+        for result in self.stream([images] if one else images, topk):  # type: ignore[arg-type, list-item]
+            if result.error is not None:
+                raise ImageError(result.error)
+            results.append(result)
+        return results[0] if one else results
+
+    def stream(self, images: Iterable[Source], topk: int = 5) -> Iterator[Prediction]:
+        """Predictions one by one, in order, as batches are done; read lazily, so `images` may be endless.
+
+        A picture that cannot be read gives a `Prediction` with `error` set, and the rest goes on.
+        """
+        _check_topk(topk)
+        images = iter(images)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="opsin-read")
+        waiting: deque[tuple[str, Future[Tensor]]] = deque()
+
+        def refill() -> None:
+            for image in itertools.islice(images, 2 * self.batch_size - len(waiting)):
+                waiting.append((describe(image), pool.submit(self._read, image)))
+
+        try:
+            refill()
+            while waiting:
+                batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+                refill()  # these are read while the batch is computed
+                yield from self._predict_batch(batch, topk)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @torch.inference_mode()
+    def probabilities(self, batch: Tensor) -> Tensor:
+        """Class probabilities (B, num_classes), float32 on the CPU, of a normalised batch (B, C, H, W)."""
+        logits = self.model(batch.to(self.device, self.dtype))
+        if logits.shape != (len(batch), self.num_classes):
+            raise OpsinError(f"the model gave {tuple(logits.shape)}, not ({len(batch)}, {self.num_classes}) logits")
+        return logits.float().softmax(-1).cpu()
+
+    def _read(self, image: Source) -> Tensor:
+        # uint8 here and the float arithmetic per batch: torch's own threads stay out of these
+        return self.preprocess.to_uint8(open_image(image, channels=self.channels))
+
+    def _predict_batch(self, batch: list[tuple[str, Future[Tensor]]], topk: int) -> list[Prediction]:
+        pixels: list[Tensor] = []
+        errors: list[str | None] = []
+        for _, future in batch:
+            try:
+                pixels.append(future.result())
+                errors.append(None)
+            except ImageError as error:
+                errors.append(str(error))
+        found: Iterator[tuple[Score, ...]] = iter(())
+        if pixels:
+            found = self._scores(self.preprocess.normalize(torch.stack(pixels).to(self.device)), topk)
+        return [
+            Prediction(name, next(found)) if error is None else Prediction(name, error=error)
+            for (name, _), error in zip(batch, errors, strict=True)
+        ]
+
+    def _predict_ready(self, batch: Tensor, topk: int) -> list[Prediction]:
+        _check_topk(topk)
+        if batch.ndim != 4 or batch.shape[1] != self.channels or not batch.is_floating_point():
+            raise ImageError(
+                f"expected normalised floats (B, {self.channels}, H, W), got {tuple(batch.shape)} {batch.dtype}; "
+                "pictures that are not prepared yet go in as arrays or Pillow images"
+            )
+        scores = itertools.chain.from_iterable(self._scores(part, topk) for part in batch.split(self.batch_size))
+        return [Prediction(f"tensor[{i}]", labels) for i, labels in enumerate(scores)]
+
+    def _scores(self, batch: Tensor, topk: int) -> Iterator[tuple[Score, ...]]:
+        best = self.probabilities(batch).topk(min(topk, self.num_classes))
+        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            yield tuple(
+                Score(self.labels[i].name, i, value, self.labels[i].description, self.labels[i].id)
+                for value, i in zip(values, indices, strict=True)
+            )
+
+
+def load(
+    source: str | os.PathLike[str], *, device: str | torch.device | None = None, batch_size: int = 32
+) -> Predictor:
+    """A ready predictor from one name.
+
+    Args:
+        source: a folder written by `opsin.save` or downloaded from the hub (`config.json` beside the weights), a hub
+            id (`org/repo` or `hf-hub:org/repo@revision`), or a model name, whose published weights are taken.
+        device: where to compute; None takes a CUDA device if there is one, else the CPU.
+        batch_size: pictures per forward pass.
+
+    Raises:
+        UnknownModelError: no such model. WeightsError: the folder or repository, or its weights, cannot be read.
+    """
+    from opsin.factory import create_model  # the families are needed here alone
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = create_model(_model_name(source), pretrained=True)
+    return Predictor(model, device=device, batch_size=batch_size)
+
+
+def _model_name(source: str | os.PathLike[str]) -> str:
+    """The name that `create_model` knows a source by."""
+    name = os.fspath(source)
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return name
+    here = os.path.isfile(os.path.join(name, "config.json"))  # a folder that merely bears a model's name does not count
+    if (
+        here
+        or not isinstance(source, str)
+        or name.startswith((".", "~", os.sep))
+        or (os.path.exists(name) and "/" in name)
+    ):
+        return f"local-dir:{os.path.expanduser(name)}"
+    return f"hf-hub:{name}" if name.count("/") == 1 else name
+
+
+def _check_topk(topk: int) -> None:
+    if topk < 1:
+        raise OpsinError(f"topk must be at least 1, not {topk}")
+
+
+def _own_preprocess(model: nn.Module) -> Preprocess:
+    config: Any = getattr(model, "config", None)
+    return Preprocess.from_cfg(
+        model.pretrained_cfg,  # type: ignore[arg-type]
+        input_size=_own_size(model),
+        in_chans=getattr(config, "in_chans", None),
+    )
+
+
+def _own_size(model: nn.Module) -> tuple[int, int] | None:
+    """The image size that the model was built for, where that is part of the model (position embeddings)."""
+    size = getattr(getattr(model, "config", None), "img_size", None)
+    return (size, size) if isinstance(size, int) else size
+
+
+def _own_labels(model: Any) -> list[Label]:
+    """The labels of the model's record, of the label set with as many classes, or plain numbers."""
+    record = model.pretrained_cfg
+    names = record.get("label_names")
+    if names is not None and len(names) == model.num_classes:  # a fresh head leaves the record's labels behind
+        return _named(names, record.get("label_descriptions"))
+    known = labels_for(model.num_classes)
+    if known is not None:
+        return _from_set(known)
+    return _named([str(i) for i in range(model.num_classes)], None)
+
+
+def _named(names: Sequence[str], descriptions: Mapping[str, str] | None) -> list[Label]:
+    words = descriptions or {}
+    if words and all(re.fullmatch(r"n\d{8}", name) for name in names):  # WordNet ids say nothing to a person
+        lemmas = tuple(words.get(name, name) for name in names)
+        return _from_set(LabelSet("", tuple(names), lemmas, ("",) * len(names)))
+    return [Label(name, words.get(name), None) for name in names]
+
+
+def _from_set(labels: LabelSet) -> list[Label]:
+    return [Label(*row) for row in zip(labels.words, labels.lemmas, labels.synsets, strict=True)]
