@@ -26,6 +26,9 @@ FILTERS = {
 }
 CROP_MODES = ("center", "border", "squash")
 DEFAULT_CROP_PCT = 0.875
+# Scaled to fit its short side, a strip a few pixels wide would fill the memory, only to be cut to its middle. Above this
+# many pixels the ends of a strip go first, which the published transform does not do.
+HUGE, STRIP = 200_000_000, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,7 @@ class Preprocess:
     def _fit(self, image: Image.Image, plane: int | None = None) -> Image.Image:
         """Resize and crop; `plane` says which channel a single-channel image is when there are several."""
         target_h, target_w = self.input_size[1:]
-        scale_h, scale_w = math.floor(target_h / self.crop_pct), math.floor(target_w / self.crop_pct)
+        scale_h, scale_w = (max(math.floor(side / self.crop_pct), 1) for side in (target_h, target_w))
         w, h = image.size
         if self.crop_mode == "squash":
             new_w, new_h = scale_w, scale_h
@@ -146,6 +149,10 @@ class Preprocess:
         else:
             ratio = (max if self.crop_mode == "border" else min)(h / scale_h, w / scale_w)
             new_w, new_h = max(round(w / ratio), 1), max(round(h / ratio), 1)
+        if new_w * new_h > HUGE and max(w, h) > STRIP * min(w, h):
+            keep_w, keep_h = min(w, STRIP * h), min(h, STRIP * w)
+            left, top = (w - keep_w) // 2, (h - keep_h) // 2
+            return self._fit(image.crop((left, top, left + keep_w, top + keep_h)), plane)
         if (new_w, new_h) != (w, h):
             image = image.resize((new_w, new_h), FILTERS[self.interpolation])
         colour: tuple[int, ...] = (0,) * len(image.getbands())
