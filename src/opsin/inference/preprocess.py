@@ -26,8 +26,8 @@ FILTERS = {
 }
 CROP_MODES = ("center", "border", "squash")
 DEFAULT_CROP_PCT = 0.875
-# Scaled to fit its short side, a strip a few pixels wide would fill the memory, only to be cut to its middle. Above this
-# many pixels the ends of a strip go first, which the published transform does not do.
+# Scaled to fit its short side, a strip a few pixels wide would fill the memory, only to be cut to its middle. Above
+# this many pixels the ends of a strip go first, which the published transform does not do.
 HUGE, STRIP = 200_000_000, 64
 
 
