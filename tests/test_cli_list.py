@@ -1,0 +1,122 @@
+"""`opsin list` and `opsin info`: right, fast, and without torch."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from opsin.cli import VERBS, main
+from opsin.models._index import MODELS
+
+COMMAND = [sys.executable, "-c", "import sys; from opsin.cli import main; sys.exit(main())"]
+
+
+@pytest.mark.parametrize("args", [["list"], ["list", "--json"], ["info", "resnet50"], ["info", "resnet50", "--json"]])
+def test_answers_without_torch(args: list[str]) -> None:
+    code = f"import sys; from opsin.cli import main; main({args!r}); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resnet" in done.stdout
+
+
+@pytest.mark.parametrize("args", [["list"], ["info", "resnet50"]])
+def test_answers_fast(args: list[str]) -> None:
+    def seconds(command: list[str]) -> float:
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    # 0.3 s on an idle machine; on a busy one, over an interpreter that starts just then
+    seconds([*COMMAND, *args])
+    python = statistics.median(seconds([sys.executable, "-c", "pass"]) for _ in range(3))
+    ours = min(seconds([*COMMAND, *args]) for _ in range(3))
+    assert ours < max(0.3, 20 * python)
+
+
+def test_list_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "resnet18*", "--max-params", "12e6"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["resnet18", "resnet18d"]
+    assert main(["list", "resnet18", "--pretrained", "--license", "cc-by-nc-4.0"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["resnet18.fb_ssl_yfcc100m_ft_in1k", "resnet18.fb_swsl_ig1b_ft_in1k"]
+    assert main(["list", "--json", "resnet50.a1_in1k", "--pretrained"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["params"] == 25557032
+    assert row["top1"] == 81.24
+    assert row["license"] == "apache-2.0"
+
+
+def test_list_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert set(MODELS) <= set(capsys.readouterr().out.splitlines())
+
+
+def test_nothing_found_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "resnt50"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Did you mean resnet50" in said.err
+
+
+def test_info_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "resnet50"]) == 0
+    card = capsys.readouterr().out
+    for fact in ("25,557,032", "4.11 GMACs", "2048 at /32", "a1_in1k (default)", "81.24", "apache-2.0", "tv_resnet50"):
+        assert fact in card, fact
+
+
+def test_info_follows_a_former_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "gluon_resnet50_v1b", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["name"] == "resnet50.gluon_in1k"
+    assert said.err.strip() == "opsin: 'gluon_resnet50_v1b' is a former name; using 'resnet50.gluon_in1k'."
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["lst"], "Did you mean list?"),
+        (["info", "resnt50"], "Did you mean resnet50"),
+        (["info", "resnet50.a1_in1"], "Did you mean a1_in1k"),
+        (["list", "--family", "resent"], "Did you mean resnet"),
+        (["list", "--license", "apache"], "Did you mean apache-2.0?"),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_2(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_misspelt_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["list", "--max-param", "3e6"])
+    assert stop.value.code == 2
+    assert "--max-params" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import opsin
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"opsin {opsin.__version__}\n"
+    assert main([]) == 0
+    usage = capsys.readouterr().out
+    assert all(verb in usage for verb in VERBS)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of a POSIX shell")
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    process = subprocess.Popen([*COMMAND, "list", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
