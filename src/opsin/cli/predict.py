@@ -52,12 +52,15 @@ def predict(
     from opsin.inference.predictor import load
 
     images = find_images(inputs)
+    if sheet is not None:
+        from opsin.inference.sheet import MAX_CARDS, save_sheet
+
+        if len(images) > MAX_CARDS:  # said before the work, not after it
+            raise OpsinError(f"--sheet takes at most {MAX_CARDS} pictures; these are {len(images)}")
     predictor = load(source, device=device, batch_size=batch_size)
     results, seconds = run(predictor, images, topk)
     write(results, form, output)
     if sheet is not None:
-        from opsin.inference.sheet import save_sheet
-
         save_sheet(zip(images, results, strict=True), sheet)
     return summary(results, seconds)
 
@@ -170,25 +173,22 @@ def _table(results: list[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(overflow="fold", ratio=2, style="bold")
-    table.add_column(overflow="fold", ratio=3)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, width=24)
+    console = Console()
+    widest = max((len(score.label) for result in results for score in result.labels), default=1)
     for result in results:
-        source = Text(result.source)
+        console.print(Text(result.source, style="bold"), soft_wrap=True)
         if result.error is not None:
-            table.add_row(source, Text("could not be read", style="red"), "", "")
+            console.print(Text("  could not be read", style="red"))
+            continue
+        table = Table(box=None, pad_edge=True, show_header=False, padding=(0, 0, 0, 2))
+        table.add_column(width=min(widest, max(console.width - 37, 10)), overflow="ellipsis", no_wrap=True)
+        table.add_column(width=6, justify="right", no_wrap=True)
+        table.add_column(no_wrap=True)
         for rank, score in enumerate(result.labels):
-            first = rank == 0
-            table.add_row(
-                source if first else "",
-                Text(score.label, style="bold" if first else ""),
-                Text(f"{score.probability:.1%}", style="bold" if first else "dim"),
-                Text(_bar(score.probability), style="blue" if first else "bright_blue"),
-            )
-        table.add_section()
-    Console().print(table)
+            style, dim, colour = ("", "", "blue") if rank == 0 else ("dim", "dim", "bright_black")
+            percent = Text(f"{score.probability:.1%}", style=dim)
+            table.add_row(Text(score.label, style=style), percent, Text(_bar(score.probability), style=colour))
+        console.print(table)
 
 
 def _bar(part: float, width: int = 24) -> str:
