@@ -2,7 +2,10 @@
 
 from opsin.layers.act import QuickGELU, create_act, get_act_layer
 from opsin.layers.channel_attn import EcaModule, SEModule, create_attn, make_divisible
+from opsin.layers.classifier import ClassifierHead, NormMlpClassifierHead
 from opsin.layers.drop import DropPath, drop_path, drop_path_rates
+from opsin.layers.grn import GlobalResponseNorm
+from opsin.layers.mlp import GlobalResponseNormMlp, Mlp
 from opsin.layers.norm import (
     GroupNorm,
     GroupNorm1,
@@ -19,12 +22,17 @@ from opsin.layers.weight_init import lecun_normal_, skip_init, trunc_normal_, va
 
 __all__ = [
     "BlurPool2d",
+    "ClassifierHead",
     "DropPath",
     "EcaModule",
+    "GlobalResponseNorm",
+    "GlobalResponseNormMlp",
     "GroupNorm",
     "GroupNorm1",
     "LayerNorm",
     "LayerNorm2d",
+    "Mlp",
+    "NormMlpClassifierHead",
     "QuickGELU",
     "RmsNorm",
     "RmsNorm2d",
