@@ -1,0 +1,1 @@
+"""Weights: locate, fetch, verify, read, adapt, assign, save. Knows tensors and files, not families."""

@@ -1,0 +1,110 @@
+"""Put a state dict into a model: every key accounted for, tensors taken over without a copy."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from opsin.errors import WeightsError
+
+__all__ = ["LoadReport", "load_into"]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did, by key."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]  # of the model, not in the file: they keep their values
+    unexpected: tuple[str, ...]  # of the file, not in the model: left out
+    computed: tuple[str, ...]  # of the file, but buffers that this model computes itself: left out
+
+
+@torch.no_grad()
+def load_into(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    assign: bool = True,
+    allow_missing: Collection[str] = (),
+) -> LoadReport:
+    """Load `state_dict` into `model`.
+
+    Args:
+        strict: refuse missing and unexpected keys. A wrong shape is refused in any case.
+        assign: make the given tensors the model's own, without a copy (also where the model was built on the meta
+            device); False copies values into the model's tensors. Either way the model keeps its types,
+            `requires_grad` and tied parameters. A tensor is copied where its type or device differs.
+        allow_missing: keys of the model that may be absent, such as those of a fresh head.
+
+    Raises:
+        WeightsError: one message that names every missing, unexpected and wrongly shaped key.
+    """
+    wanted = model.state_dict()
+    computed = {name for name, _ in model.named_buffers(remove_duplicate=False)} - wanted.keys()
+    missing = [k for k in wanted if k not in state_dict and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state_dict if k not in wanted and k not in computed]
+    misshapen = [k for k, v in state_dict.items() if k in wanted and v.shape != wanted[k].shape]
+    refused = [k for k in missing if k not in allow_missing]
+    if misshapen or (strict and (refused or unexpected)):
+        raise WeightsError(_complaint(model, state_dict, wanted, refused, unexpected, misshapen, strict))
+    tied = _tied(model)
+    ready = {k: _as(v, wanted[k]) for k, v in state_dict.items() if k in wanted}
+    model.load_state_dict(ready, strict=False, assign=assign)
+    for first, others in tied:
+        for other in others:
+            _set(model, other, model.get_parameter(first if first in ready or other not in ready else other))
+    skipped = tuple(k for k in state_dict if k in computed)
+    return LoadReport(tuple(ready), tuple(missing), tuple(unexpected), skipped)
+
+
+def _as(value: Tensor, like: Tensor) -> Tensor:
+    """The value in the model's type, and on its device when that is a real one."""
+    return value.to(dtype=like.dtype, device=value.device if like.is_meta else like.device)
+
+
+def _tied(model: nn.Module) -> list[tuple[str, list[str]]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [(first, others) for first, *others in names.values() if others]
+
+
+def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, parameter)
+
+
+def _complaint(
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshapen: list[str],
+    strict: bool,
+) -> str:
+    lines = [f"the weights do not fit {type(model).__name__}:"]
+    if missing and strict:
+        lines.append(f"{len(missing)} missing: " + ", ".join(f"{k} {_shape(wanted[k])}" for k in missing))
+    if unexpected and strict:
+        lines.append(f"{len(unexpected)} unexpected: " + ", ".join(f"{k} {_shape(given[k])}" for k in unexpected))
+    if misshapen:
+        pairs = (f"{k}: file {_shape(given[k])}, model {_shape(wanted[k])}" for k in misshapen)
+        lines.append(f"{len(misshapen)} of another shape: " + "; ".join(pairs))
+    return "\n  ".join(lines) + _prefix_hint(missing, unexpected)
+
+
+def _prefix_hint(missing: list[str], unexpected: list[str]) -> str:
+    """Say so when the two sides differ just by a leading name."""
+    for ours, theirs, text in ((missing, unexpected, "file's"), (unexpected, missing, "model's")):
+        prefix = f"{theirs[0].split('.')[0]}." if theirs else ""
+        if ours and prefix and sum(prefix + key in theirs for key in ours) > len(ours) // 2:
+            return f"\n  The {text} keys begin with {prefix!r}; otherwise they agree."
+    return ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

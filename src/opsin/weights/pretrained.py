@@ -1,0 +1,92 @@
+"""Published weights into a model of another size: other channels, other classes, other image size."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from opsin.catalog import PretrainedCfg
+from opsin.weights.adapt import adapt_input_conv
+from opsin.weights.load import load_into
+from opsin.weights.read import read_state_dict
+from opsin.weights.sources import locate
+
+__all__ = ["load_checkpoint", "load_pretrained"]
+
+Adapt = Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]]
+
+
+def load_pretrained(
+    model: nn.Module,
+    pretrained: bool | str | Path | Mapping[str, Tensor] = True,
+    *,
+    record: PretrainedCfg,
+    adapt: Adapt | None = None,
+    cache_dir: str | Path | None = None,
+    in_chans_strategy: str | None = None,
+) -> None:
+    """Find, read, adapt and assign weights. `adapt` is the family's hook for older layouts and image sizes.
+
+    The first convolution is adapted to the model's input channels; a classifier for other classes stays fresh, which a
+    warning says. Raises WeightsError naming every key that is missing, unexpected or of another shape.
+    """
+    source = locate(pretrained, record, cache_dir=cache_dir)
+    state = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
+    if adapt:
+        state = dict(adapt(state, model))
+    wanted = model.state_dict()
+    _adapt_first_conv(state, wanted, _paths(record.first_conv, model, "first_conv"), in_chans_strategy)
+    fresh = _drop_other_head(state, wanted, _paths(record.classifier, model, "classifier"), record)
+    load_into(model, state, allow_missing=fresh)
+    if fresh:
+        model.init_weights(only=fresh)  # type: ignore[operator]
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, *, adapt: Adapt | None = None) -> None:
+    """Load a checkpoint of exactly this model; every key must be there and fit."""
+    state = read_state_dict(Path(path))
+    load_into(model, dict(adapt(state, model)) if adapt else state)
+
+
+def _paths(named: str | tuple[str, ...] | None, model: nn.Module, attribute: str) -> tuple[str, ...]:
+    found: Any = named or getattr(model, attribute, None) or ()
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _adapt_first_conv(
+    state: dict[str, Tensor], wanted: Mapping[str, Tensor], paths: tuple[str, ...], strategy: str | None
+) -> None:
+    for path in paths:
+        key = f"{path}.weight"
+        if key in state and key in wanted and state[key].shape != wanted[key].shape:
+            in_chans = wanted[key].shape[1]
+            if state[key].ndim == 4 and state[key].shape[1] != in_chans:
+                state[key] = adapt_input_conv(state[key], in_chans, strategy=strategy)
+
+
+def _drop_other_head(
+    state: dict[str, Tensor], wanted: Mapping[str, Tensor], paths: tuple[str, ...], record: PretrainedCfg
+) -> list[str]:
+    """Take a classifier of other classes out of `state`; returns the keys that stay at their fresh values."""
+    fresh: list[str] = []
+    for path in paths:
+        for key in (f"{path}.weight", f"{path}.bias"):
+            if key not in state:
+                continue
+            if (
+                record.label_offset
+                and key in wanted
+                and state[key].shape[0] == wanted[key].shape[0] + record.label_offset
+            ):
+                state[key] = state[key][record.label_offset :]
+            if key not in wanted:
+                del state[key]  # num_classes=0
+            elif state[key].shape[0] != wanted[key].shape[0]:
+                fresh.append(key)
+                had = state.pop(key).shape[0]
+        if any(key.startswith(f"{path}.") for key in fresh):
+            now = wanted[f"{path}.weight"].shape[0]
+            warnings.warn(f"{path!r} is new: the weights have {had} classes, the model has {now}", stacklevel=4)
+    return fresh
