@@ -54,7 +54,7 @@ class Mlp(nn.Module):
 
 
 class GlobalResponseNormMlp(nn.Module):
-    """As `Mlp`, with global response norm behind the activation; takes `(B, H, W, C)`, with `use_conv` `(B, C, H, W)`."""
+    """`Mlp` with global response norm behind the activation; takes `(B, H, W, C)`, with `use_conv` `(B, C, H, W)`."""
 
     def __init__(
         self,

@@ -283,7 +283,7 @@ class Model(nn.Module):
             seen += stage.is_level
         self.chain = tuple(kept)
         if prune_head:
-            self.reset_classifier(0, "")
+            self.remove_head()
         return chosen
 
     def _remove(self, path: str) -> None:
@@ -314,6 +314,10 @@ class Model(nn.Module):
             if like is not None:
                 head.to(device=like.device, dtype=like.dtype)
             self.init_weights(only=[f"{path}.{name}" for name, _ in head.named_parameters()])
+
+    def remove_head(self) -> None:
+        """Give the maps as they leave the chain; a head that holds more than pooling and classifier drops that too."""
+        self.reset_classifier(0, "")
 
     def build_head(self, config: Any) -> None:
         """Create pooling and classifier for `config.num_classes` and `config.global_pool`."""
