@@ -12,7 +12,7 @@ from opsin.errors import UnknownArgumentError
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
 from opsin.models._model import Model, deferred_init
-from opsin.models._registry import find_family, resolve_name, user_cfg, user_entrypoint
+from opsin.models._registry import find_family, get_pretrained_cfg, resolve_name, user_entrypoint
 from opsin.models.features import feature_net
 
 __all__ = ["build_model", "create_model"]
@@ -56,12 +56,12 @@ def create_model(
         model_name, pretrained, pretrained_cfg, cache_dir, kwargs
     )
     arch, tag = resolve_name(model_name)
+    record = _record(arch, tag, pretrained_cfg, pretrained_cfg_overlay)
     if entrypoint := user_entrypoint(arch):
-        record = _record(arch, tag, pretrained_cfg, pretrained_cfg_overlay, user_cfg)
-        extra = {"features_only": True} if features_only else {}
-        return entrypoint(pretrained=pretrained, pretrained_cfg=record, cache_dir=cache_dir, **extra, **kwargs)
+        named = {"pretrained_cfg": record, "cache_dir": cache_dir, "features_only": features_only or None}
+        named |= {"checkpoint_path": checkpoint_path} | kwargs
+        return entrypoint(pretrained=pretrained, **{k: v for k, v in named.items() if v is not None})
     family = find_family(arch)
-    record = _record(arch, tag, pretrained_cfg, pretrained_cfg_overlay, user_cfg)
     feature_args = {k: kwargs.pop(k) for k in FEATURE_ARGS if k in kwargs}
     if feature_args and not features_only:
         raise UnknownArgumentError(f"{next(iter(feature_args))} goes with features_only=True")
@@ -130,14 +130,15 @@ def _open_packaged(name: str, pretrained: Pretrained, cfg: Any, cache_dir: Any, 
     return packaged["architecture"], pretrained, cfg or PretrainedCfg.from_dict(record), own
 
 
-def _record(arch: str, tag: str | None, cfg: Any, overlay: dict[str, Any] | None, lookup: Any) -> PretrainedCfg:
+def _record(arch: str, tag: str | None, cfg: Any, overlay: dict[str, Any] | None) -> PretrainedCfg:
     """The weight record: of the tag, of another tag named by `cfg`, or `cfg` itself; then the overlay."""
     if isinstance(cfg, PretrainedCfg):
         record = cfg
     elif isinstance(cfg, dict):
         record = PretrainedCfg.from_dict({"architecture": arch} | cfg)
     else:
-        record = lookup(arch, cfg or tag)
+        tag = cfg or tag
+        record = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
     return record.overlay(**overlay) if overlay else record
 
 

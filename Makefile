@@ -1,0 +1,45 @@
+# Everything runs in .venv, made here. `make` alone says what there is.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help demo test check format tables clean
+
+help:
+	@echo "make demo    install opsin with its sample weights and classify sample photos"
+	@echo "make test    install what the tests need and run them"
+	@echo "make check   format, lint and types"
+	@echo "make format  put the code into shape"
+	@echo "make tables  write the generated index again"
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e ".[demo]"
+	@touch $@
+
+.venv/test: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e ".[test,dev]"
+	@touch $@ .venv/demo
+
+demo: .venv/demo
+	$(BIN)/opsin demo
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+check: .venv/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tables: .venv/test
+	$(BIN)/python tools/build_index.py
+
+clean:
+	rm -rf .venv build dist

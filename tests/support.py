@@ -1,0 +1,79 @@
+"""What the tests share: families, small variants of them, seeded weights."""
+
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import opsin
+from opsin import catalog
+from opsin.models._index import MODELS
+from opsin.models._registry import find_family
+
+FAMILIES = sorted(set(MODELS.values()))
+
+
+@cache
+def smallest(family: str) -> str:
+    """The variant of a family file with the fewest parameters."""
+    return min((n for n, f in MODELS.items() if f == family), key=lambda n: catalog.model_facts(n).params)
+
+
+def shrink(arch: str) -> dict[str, Any]:
+    """Arguments that keep an architecture's path through the code but make it small and quick."""
+    config = find_family(arch).variants[arch]
+    names = config.names()
+    small: dict[str, Any] = {}
+    if "depth" in names:
+        small["depth"] = min(config.depth, 3)
+    if "embed_dim" in names and isinstance(config.embed_dim, int):
+        heads = 4
+        small |= {"embed_dim": 16 * heads, "num_heads": heads}
+    if "img_size" in names:
+        patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+        small["img_size"] = (4 * patch, 5 * patch)
+    return small
+
+
+def image_size(arch: str) -> tuple[int, int]:
+    """A small, not square size that the shrunk architecture takes."""
+    return shrink(arch).get("img_size", (96, 128))
+
+
+def build(family: str, **kwargs: Any) -> Any:
+    """The smallest variant of a family, shrunk, with seeded random values."""
+    arch = smallest(family)
+    torch.manual_seed(0)
+    return opsin.create_model(arch, **(shrink(arch) | kwargs))
+
+
+def images(family: str, *, batch: int = 2, in_chans: int = 3, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, in_chans, *image_size(smallest(family)), generator=generator)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Values that let every part matter: no zero-initialised branch, lively norms, sane activations."""
+    torch.manual_seed(seed)
+    for name, value in model.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        if "var" in name or (value.ndim == 1 and name.endswith("weight")):
+            value.uniform_(0.5, 1.0)
+        elif value.ndim <= 1:
+            value.normal_(0, 0.05)
+        else:
+            value.normal_(0, (1.0 / value[0].numel()) ** 0.5)
+    return model
+
+
+def config_args(arch: str) -> dict[str, Any]:
+    config = find_family(arch).variants[arch]
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()

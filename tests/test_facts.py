@@ -1,0 +1,77 @@
+"""Every variant of every family against the measured facts: keys, shapes, dtypes, parameters, feature levels."""
+
+import gzip
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from support import FAMILIES, config_args
+
+from opsin import catalog
+from opsin.models._index import MODELS
+from opsin.models._model import deferred_init
+from opsin.models._registry import find_family
+
+FACTS = Path(__file__).parent / "facts"
+
+
+@cache
+def facts_of(module: str) -> dict[str, dict]:
+    with gzip.open(FACTS / f"{module}.json.gz", "rt") as file:
+        data = json.load(file)
+    rows = data.values() if isinstance(data, dict) else data
+    return {row["name"]: row for row in rows}
+
+
+@cache
+def known_families() -> set[str]:
+    """Families, as the facts count them, that this library has at least one variant of."""
+    return {catalog.model_facts(name).family for name in MODELS}
+
+
+def build_on_meta(arch: str):
+    token = deferred_init.set(True)
+    try:
+        with torch.device("meta"):
+            args = config_args(arch) | {"num_classes": catalog.model_facts(arch).num_classes}
+            record = catalog.pretrained_cfg(arch)
+            if record.fixed_input_size and "img_size" in args:
+                args["img_size"] = record.input_size[1:]
+            return find_family(arch).model_of(arch)(**args)
+    finally:
+        deferred_init.reset(token)
+
+
+@pytest.mark.parametrize("module", sorted(known_families()))
+def test_the_family_is_complete(module):
+    assert sorted(n for n in MODELS if catalog.model_facts(n).family == module) == sorted(facts_of(module))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_variants_match_the_facts(family):
+    names = [n for n, f in MODELS.items() if f == family]
+    wrong = {}
+    for arch in names:
+        fact = facts_of(catalog.model_facts(arch).family)[arch]
+        model = build_on_meta(arch)
+        ours = [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in model.state_dict().items()]
+        levels = [(row["num_chs"], row["reduction"], row["module"]) for row in model.feature_info]
+        saved = set(model.state_dict())
+        checks = {
+            "state": ours == fact["state"],
+            "order and names": [row[0] for row in ours] == [row[0] for row in fact["state"]],
+            "params": sum(p.numel() for p in model.parameters()) == fact["params"],
+            "levels": levels == [(row["num_chs"], row["reduction"], row["module"]) for row in fact["feature_info"]],
+            "num_features": model.num_features == fact["num_features"],
+            "head_hidden_size": model.head_hidden_size == fact["head_hidden_size"],
+            "no_weight_decay": {n for n in model.no_weight_decay() if n in saved}
+            == {n for n in fact["no_weight_decay"] if n in saved},
+            "computed buffers": sorted(set(dict(model.named_buffers())) - saved)
+            == sorted(fact["nonpersistent_buffers"]),
+        }
+        if failed := [what for what, holds in checks.items() if not holds]:
+            wrong[arch] = failed
+    assert not wrong
+    assert names
