@@ -4,8 +4,8 @@ from opsin.layers.act import QuickGELU, create_act, get_act_layer
 from opsin.layers.channel_attn import EcaModule, SEModule, create_attn, make_divisible
 from opsin.layers.classifier import ClassifierHead, NormMlpClassifierHead
 from opsin.layers.drop import DropPath, drop_path, drop_path_rates
-from opsin.layers.grn import GlobalResponseNorm
-from opsin.layers.mlp import GlobalResponseNormMlp, Mlp
+from opsin.layers.grn import GlobalResponseNorm, GlobalResponseNormMlp
+from opsin.layers.mlp import Mlp
 from opsin.layers.norm import (
     GroupNorm,
     GroupNorm1,

@@ -1,9 +1,14 @@
 """Global response normalisation, from ConvNeXt V2 (https://arxiv.org/abs/2301.00808)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GlobalResponseNorm"]
+from opsin.layers.act import create_act
+
+__all__ = ["GlobalResponseNorm", "GlobalResponseNormMlp"]
 
 
 class GlobalResponseNorm(nn.Module):
@@ -29,3 +34,31 @@ class GlobalResponseNorm(nn.Module):
         response = norm / (norm.mean(self.channel, keepdim=True) + self.eps)
         # weight and response are one value per channel: multiplied first, they cost one pass over the map, not two
         return torch.addcmul(self.bias.view(self.shape), x, self.weight.view(self.shape) * response + 1)
+
+
+class GlobalResponseNormMlp(nn.Module):
+    """Linear, activation, global response norm, linear; on `(B, H, W, C)`, or with `use_conv` on `(B, C, H, W)`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer: str | Callable[..., nn.Module] = "gelu",
+        bias: bool = True,
+        drop: float = 0.0,
+        use_conv: bool = False,
+    ) -> None:
+        super().__init__()
+        hidden = hidden_features or in_features
+        linear = partial(nn.Conv2d, kernel_size=1) if use_conv else nn.Linear
+        self.fc1 = linear(in_features, hidden, bias=bias)
+        self.act = create_act(act_layer)
+        self.drop1 = nn.Dropout(drop)
+        self.grn = GlobalResponseNorm(hidden, channels_last=not use_conv)
+        self.fc2 = linear(hidden, out_features or in_features, bias=bias)
+        self.drop2 = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grn(self.drop1(self.act(self.fc1(x))))
+        return self.drop2(self.fc2(x))
