@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import nn
 
+import opsin
 from opsin.cli import demo as demo_cli
 from opsin.cli import predict as cli
 from opsin.errors import ImageError, OpsinError
@@ -536,6 +537,26 @@ def test_imagenet_labels_by_class_count():
     model.forward = lambda x: torch.nn.functional.one_hot(torch.full((len(x),), 281), 1000) * 9.0
     score = Predictor(model).predict(square("red")).labels[0]
     assert (score.index, score.label, score.id) == (281, "tabby", "n02123045")
+
+
+def test_a_saved_model_gives_the_same_answers(tmp_path):
+    torch.manual_seed(0)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8))
+    model = opsin.create_model("resnet18")
+    opsin.save(model, tmp_path / "imagenet")
+    loaded = opsin.load(tmp_path / "imagenet", device="cpu")
+    assert loaded.labels == Predictor(model).labels
+    assert len({label.name for label in loaded.labels}) == 1000
+    assert loaded.predict(image) == Predictor(model).predict(image)
+
+    model = opsin.create_model("resnet18", num_classes=2, in_chans=1)
+    opsin.save(model, tmp_path / "own", label_names=["nothing", "something"], label_descriptions={"something": "a cat"})
+    loaded = opsin.load(str(tmp_path / "own"), device="cpu")
+    assert loaded.preprocess.input_size == (1, 224, 224)
+    assert {(s.label, s.description) for s in loaded.predict(image).labels} == {
+        ("nothing", None),
+        ("something", "a cat"),
+    }
 
 
 def test_what_cannot_be_is_said():

@@ -131,7 +131,7 @@ def _config(
         "architecture": model.architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "global_pool": getattr(model, "global_pool", None) or getattr(model.config, "global_pool", None),
+        "global_pool": model.config.global_pool,
         "label_names": names,
         "label_descriptions": words,
         "model_args": _model_args(model),
