@@ -6,20 +6,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from opsin.layers.act import create_act
-from opsin.layers.grn import GlobalResponseNorm
 from opsin.layers.norm import get_norm_layer
 
-__all__ = ["GlobalResponseNormMlp", "Mlp"]
+__all__ = ["Mlp"]
 
 Act = str | Callable[..., nn.Module]
 
 
 def _dense(in_features: int, out_features: int, bias: bool, use_conv: bool) -> nn.Module:
-    return (
-        nn.Conv2d(in_features, out_features, 1, bias=bias)
-        if use_conv
-        else nn.Linear(in_features, out_features, bias=bias)
-    )
+    if use_conv:
+        return nn.Conv2d(in_features, out_features, 1, bias=bias)
+    return nn.Linear(in_features, out_features, bias=bias)
 
 
 class Mlp(nn.Module):
@@ -50,34 +47,4 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.drop1(self.act(self.fc1(x))))
-        return self.drop2(self.fc2(x))
-
-
-class GlobalResponseNormMlp(nn.Module):
-    """`Mlp` with global response norm behind the activation; takes `(B, H, W, C)`, with `use_conv` `(B, C, H, W)`."""
-
-    def __init__(
-        self,
-        in_features: int,
-        hidden_features: int | None = None,
-        out_features: int | None = None,
-        *,
-        act_layer: Act = "gelu",
-        bias: bool | tuple[bool, bool] = True,
-        drop: float | tuple[float, float] = 0.0,
-        use_conv: bool = False,
-    ) -> None:
-        super().__init__()
-        hidden, out = hidden_features or in_features, out_features or in_features
-        biases = bias if isinstance(bias, tuple) else (bias, bias)
-        drops = drop if isinstance(drop, tuple) else (drop, drop)
-        self.fc1 = _dense(in_features, hidden, biases[0], use_conv)
-        self.act = create_act(act_layer)
-        self.drop1 = nn.Dropout(drops[0])
-        self.grn = GlobalResponseNorm(hidden, channels_last=not use_conv)
-        self.fc2 = _dense(hidden, out, biases[1], use_conv)
-        self.drop2 = nn.Dropout(drops[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.grn(self.drop1(self.act(self.fc1(x))))
         return self.drop2(self.fc2(x))
