@@ -74,7 +74,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
 
 
 def variance_scaling_(tensor: Tensor, scale: float = 1.0, mode: str = "fan_in", distribution: str = "normal") -> Tensor:
-    """Variance scaling as in JAX: `mode` fan_in | fan_out | fan_avg, `distribution` normal | truncated_normal | uniform."""
+    """Variance scaling as in JAX: mode fan_in, fan_out or fan_avg; distribution normal, truncated_normal or uniform."""
     fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(tensor)
     variance = scale / {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
     if distribution == "truncated_normal":  # 0.8796 is the std of a unit normal cut at two sigma
