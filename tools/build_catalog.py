@@ -19,7 +19,6 @@ DATA = ROOT / "src/opsin/catalog/data"
 FACTS = ROOT / "tests/facts"
 # corrections and additions to the raw table of old names, checked against the published packages 0.1.8 to 1.0.22
 OLD_NAMES = ROOT / "tools/old_names.json"
-FAMILIES = ["resnet", "efficientnet", "convnext", "vision_transformer", "deit"]
 
 NORMS = {
     "": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -247,7 +246,7 @@ def build_contracts(architectures: list[dict[str, Any]], families: list[str]) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=Path, required=True, help="folder with the raw tables")
-    parser.add_argument("--families", nargs="*", default=FAMILIES, help="families whose contracts go to tests/facts")
+    parser.add_argument("--families", nargs="*", help="families whose contracts go to tests/facts (default: all)")
     args = parser.parse_args()
     DATA.mkdir(exist_ok=True)
     FACTS.mkdir(exist_ok=True)
@@ -263,7 +262,7 @@ def main() -> None:
     known = {a["name"] for a in architectures} | {w["name"] for w in weights}
     build_aliases(json.loads((args.facts / "old_names.json").read_text()), known)
     build_labels(args.facts / "labels")
-    build_contracts(architectures, args.families)
+    build_contracts(architectures, args.families or sorted({a["module"] for a in architectures}))
     for path in sorted([*DATA.iterdir(), *FACTS.iterdir()]):
         print(f"{path.stat().st_size:>9,} {path.relative_to(ROOT)}")
 
