@@ -44,20 +44,25 @@ def load_into(
     """
     wanted = model.state_dict()
     computed = {name for name, _ in model.named_buffers(remove_duplicate=False)} - wanted.keys()
-    missing = [k for k in wanted if k not in state_dict and not k.endswith("num_batches_tracked")]
+    tied = _tied(model)
+    filled = {name for group in tied if not state_dict.keys().isdisjoint(group) for name in group}
+    absent = wanted.keys() - state_dict.keys() - filled
+    missing = [k for k in wanted if k in absent and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state_dict if k not in wanted and k not in computed]
     misshapen = [k for k, v in state_dict.items() if k in wanted and v.shape != wanted[k].shape]
     refused = [k for k in missing if k not in allow_missing]
     if misshapen or (strict and (refused or unexpected)):
         raise WeightsError(_complaint(model, state_dict, wanted, refused, unexpected, misshapen, strict))
-    tied = _tied(model)
     ready = {k: _as(v, wanted[k]) for k, v in state_dict.items() if k in wanted}
+    ready = _one_value_each(ready, tied)
     model.load_state_dict(ready, strict=False, assign=assign)
-    for first, others in tied:
-        for other in others:
-            _set(model, other, model.get_parameter(first if first in ready or other not in ready else other))
+    for names in tied:
+        source = next((name for name in names if name in ready), names[0])
+        for name in names:
+            _set(model, name, model.get_parameter(source))
     skipped = tuple(k for k in state_dict if k in computed)
-    return LoadReport(tuple(ready), tuple(missing), tuple(unexpected), skipped)
+    loaded = tuple(k for k in state_dict if k in wanted)
+    return LoadReport(loaded, tuple(missing), tuple(unexpected), skipped)
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
@@ -65,11 +70,22 @@ def _as(value: Tensor, like: Tensor) -> Tensor:
     return value.to(dtype=like.dtype, device=value.device if like.is_meta else like.device)
 
 
-def _tied(model: nn.Module) -> list[tuple[str, list[str]]]:
+def _tied(model: nn.Module) -> list[list[str]]:
+    """Groups of names under which the model holds one and the same parameter."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    return [(first, others) for first, *others in names.values() if others]
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _one_value_each(ready: dict[str, Tensor], tied: list[list[str]]) -> dict[str, Tensor]:
+    """Leave one value per tied parameter; a file whose values differ was made by a model that did not tie them."""
+    for group in tied:
+        first, *others = [name for name in group if name in ready] or group
+        for other in others:
+            if other in ready and not torch.equal(ready.pop(other), ready[first]):
+                raise WeightsError(f"the model shares one tensor as {first} and {other}, but the file's two differ")
+    return ready
 
 
 def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -193,7 +193,7 @@ def _fill(path: Path, start: int, entries: list[Entry], state: dict[str, Tensor]
     with path.open("rb", buffering=0) as file:
         file.seek(start + entries[0].begin)
         for entry in entries:
-            room = memoryview(state[entry.name].reshape(-1).view(torch.uint8).numpy())
+            room = state[entry.name].reshape(-1).view(torch.uint8).numpy().data
             done = 0
             while done < len(room):
                 count = file.readinto(room[done : done + CHUNK])
@@ -229,12 +229,12 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
         with torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported class ([\w.]+)", str(error)):
+        if found := re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|operand) ([\w.]+)", str(error)):
             raise WeightsError(
-                f"{path} is a pickle that would run code when read ({found[1] or found[2]}): refused, nothing was run. "
-                "Ask its publisher for safetensors, or convert it where running that code does no harm"
+                f"{path} is a pickle that would run code when read ({found[1] or f'instruction {found[2]}'}): refused, "
+                "nothing was run. Ask its publisher for safetensors"
             ) from None
-        raise _damaged(path, str(error).splitlines()[-1][:120]) from error
+        raise _damaged(path, "its pickle ends or breaks in the middle") from error
     except Exception as error:  # the reader fails in many ways on damaged input; each means the same to the user
         text = str(error) or type(error).__name__
         if "TorchScript" in text:
