@@ -1,0 +1,61 @@
+"""Batch norm with everything frozen, for fine-tuning on batches too small for statistics."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FrozenBatchNorm2d", "freeze_batch_norm_2d", "unfreeze_batch_norm_2d"]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """A batch norm whose scale, shift and statistics are fixed, in training as well. Same keys in a state dict."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((num_features,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+NAMES = ("weight", "bias", "running_mean", "running_var")
+
+
+def freeze_batch_norm_2d(module: nn.Module) -> nn.Module:
+    """Replace every plain batch norm inside by a frozen one; returns the module, or its replacement."""
+    if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and module.affine and module.track_running_stats:
+        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        return _take_values(frozen, module).train(module.training)
+    for name, child in module.named_children():
+        if (new := freeze_batch_norm_2d(child)) is not child:
+            setattr(module, name, new)
+    return module
+
+
+def unfreeze_batch_norm_2d(module: nn.Module) -> nn.Module:
+    """The way back from `freeze_batch_norm_2d`."""
+    if isinstance(module, FrozenBatchNorm2d):
+        norm = nn.BatchNorm2d(len(module.weight), eps=module.eps)
+        return _take_values(norm, module).train(module.training)
+    for name, child in module.named_children():
+        if (new := unfreeze_batch_norm_2d(child)) is not child:
+            setattr(module, name, new)
+    return module
+
+
+def _take_values(new: nn.Module, old: nn.Module) -> nn.Module:
+    for name in NAMES:
+        value = getattr(old, name).detach()
+        setattr(new, name, nn.Parameter(value) if name in new._parameters else value)
+    return new
