@@ -187,3 +187,7 @@ def test_model_config_follows_the_models_channels():
     assert data["input_size"] == (1, 224, 224)
     assert len(data["mean"]) == 1
     assert data["crop_pct"] == 0.9
+    Model.config.img_size = 96
+    data = preprocess.resolve_model_data_config(Model(), use_test_size=True)
+    assert data["input_size"] == (1, 96, 96)
+    assert preprocess.create_transform(**data) == Preprocess.from_model(Model())

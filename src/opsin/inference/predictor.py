@@ -95,7 +95,7 @@ class Predictor:
         if self.num_classes < 1:
             raise OpsinError("this model has no classifier (num_classes=0); Predictor needs one")
         self.model = (model if device is None else model.to(device)).eval()
-        self.preprocess = preprocess or _own_preprocess(model)
+        self.preprocess = preprocess or Preprocess.from_model(model)
         self.labels = _own_labels(model) if labels is None else _named(labels, descriptions)
         if len(self.labels) != self.num_classes:
             raise OpsinError(f"{len(self.labels)} labels for {self.num_classes} classes")
@@ -251,21 +251,6 @@ def _model_name(source: str | os.PathLike[str]) -> str:
 def _check_topk(topk: int) -> None:
     if topk < 1:
         raise OpsinError(f"topk must be at least 1, not {topk}")
-
-
-def _own_preprocess(model: nn.Module) -> Preprocess:
-    config: Any = getattr(model, "config", None)
-    return Preprocess.from_cfg(
-        model.pretrained_cfg,  # type: ignore[arg-type]
-        input_size=_own_size(model),
-        in_chans=getattr(config, "in_chans", None),
-    )
-
-
-def _own_size(model: nn.Module) -> tuple[int, int] | None:
-    """The image size that the model was built for, where that is part of the model (position embeddings)."""
-    size = getattr(getattr(model, "config", None), "img_size", None)
-    return (size, size) if isinstance(size, int) else size
 
 
 def _own_labels(model: Any) -> list[Label]:

@@ -106,6 +106,11 @@ class Preprocess:
             std=_for_channels(record.get("std") or IMAGENET_DEFAULT_STD, channels),
         )
 
+    @classmethod
+    def from_model(cls, model: Any, *, use_test_size: bool = False) -> "Preprocess":
+        """What a model needs: its record (`pretrained_cfg`), for the channels and image size it was built with."""
+        return cls.from_cfg(model.pretrained_cfg, use_test_size=use_test_size, **_built_for(model))
+
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
         """The normalised float32 tensor (C, H, W) of a picture, taken as `to_uint8` takes it."""
         return self.normalize(self.to_uint8(image))
@@ -168,6 +173,14 @@ def _offset(have: int, want: int) -> int:
     return (want - have) // 2 if have < want else -round((have - want) / 2)
 
 
+def _built_for(model: Any) -> dict[str, Any]:
+    """Channels, and image size where that is part of the model (position embeddings); None is as the record says."""
+    config = getattr(model, "config", None)
+    size = getattr(config, "img_size", None)
+    size = (size, size) if isinstance(size, int) else size
+    return {"in_chans": getattr(config, "in_chans", None), "input_size": size}
+
+
 def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return tuple(values)
@@ -188,7 +201,7 @@ def resolve_model_data_config(
     use_test_size: bool = False,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """What `create_transform` needs for this model, as a dict. The model's real channel count is used."""
+    """What `create_transform` needs for this model, as a dict; for the channels and image size it was built with."""
     return resolve_data_config(args, pretrained_cfg, model, use_test_size, verbose)
 
 
@@ -208,9 +221,10 @@ def resolve_data_config(
         raise OpsinError("resolve_data_config needs a model, args or a pretrained_cfg")
     cfg = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
     record = dict(cfg.to_dict() if isinstance(cfg, PretrainedCfg) else cfg)
-    in_chans = given.get("in_chans", given.get("chans", getattr(getattr(model, "config", None), "in_chans", None)))
-    size = given.get("input_size")
-    if size is not None:
+    built = _built_for(model)
+    size = given.get("input_size", built["input_size"])
+    in_chans = given.get("in_chans", given.get("chans", built["in_chans"]))
+    if "input_size" in given:
         in_chans = size[0]
     elif "img_size" in given:
         size = (given["img_size"],) * 2 if isinstance(given["img_size"], int) else given["img_size"]
