@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -23,6 +23,7 @@ __all__ = ["HUB_WEIGHTS", "check_sha256", "download_url", "hub_file", "split_hub
 
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch hub's convention
+Report = Callable[[int, int | None], None]  # bytes so far, and in all where known
 CHUNK = 1 << 20
 ATTEMPTS = 5
 TIMEOUT = 30  # seconds without a byte
@@ -129,15 +130,13 @@ def download_url(
     target = folder / name
     if target.is_file():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
     named = HASH_IN_NAME.search(name)
     expected = sha256 or (named[1] if named else None)
-    lock = folder / f".{name}.lock"
-    with FileLock(lock):  # a second process waits, then finds the file
+    with FileLock(locks / f"{name}.lock"):  # a second process waits, then finds the file
         if not target.is_file():
             _land(_fetch(url, target, progress), target, expected)
-    with suppress(OSError):
-        lock.unlink()
     return target
 
 
@@ -181,7 +180,7 @@ def _fetch(url: str, target: Path, progress: bool) -> Path:
     raise WeightsError(f"{url} could not be fetched: {_first_line(failure)}. {AWAY}") from failure
 
 
-def _continue(url: str, target: Path, report) -> Path:
+def _continue(url: str, target: Path, report: Report) -> Path:
     """One connection: the rest of the part that an earlier one left, or the whole file."""
     with _open(url) as response:
         total = int(response.headers.get("Content-Length") or -1)
@@ -211,7 +210,7 @@ def _open(url: str, headers: dict[str, str] | None = None) -> HTTPResponse:
     return urlopen(request, timeout=TIMEOUT)
 
 
-def _write(response: HTTPResponse, part: Path, done: int, total: int, report) -> None:
+def _write(response: HTTPResponse, part: Path, done: int, total: int, report: Report) -> None:
     with part.open("r+b" if done else "wb") as file:
         file.seek(done)
         while chunk := response.read(CHUNK):
