@@ -18,7 +18,7 @@ import opsin
 from opsin.catalog import PretrainedCfg, labels_for
 from opsin.errors import UnknownModelError, WeightsError
 from opsin.models._registry import find_family
-from opsin.weights.fetch import hub_file, split_hub_name
+from opsin.weights.fetch import hub_file, split_hub_name, sync
 from opsin.weights.read import read_metadata
 from opsin.weights.sources import HUB_PREFIXES, LOCAL_PREFIX
 
@@ -198,24 +198,14 @@ def _whole(directory: Path) -> Iterator[Path]:
     try:
         yield place
         for file in sorted(place.iterdir()):
-            _sync(file)
+            sync(file)
         if parent is directory:
             for name in (WEIGHTS, CONFIG):
                 os.replace(place / name, directory / name)
-            _sync(directory)
+            sync(directory)
         else:
             place.chmod(0o755)
             os.rename(place, directory)
-            _sync(parent)
+            sync(parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,7 +5,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -19,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from opsin.errors import WeightsError
 
-__all__ = ["HUB_WEIGHTS", "check_sha256", "download_url", "hub_file", "split_hub_name"]
+__all__ = ["HUB_WEIGHTS", "check_sha256", "download_url", "hub_file", "split_hub_name", "sync"]
 
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch hub's convention
@@ -148,17 +147,18 @@ def _land(part: Path, target: Path, expected: str | None) -> None:
             part.unlink()
             raise WeightsError(f"{target.name}: {str(error).partition(' has ')[2]}; it was deleted") from None
     os.replace(part, target)
-    _sync_folder(target.parent)
+    sync(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system lets a folder be synced."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def sync(path: Path) -> None:
+    """Make a file, or the renames in a folder, durable; folders only where the system lets them be synced."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _fetch(url: str, target: Path, progress: bool) -> Path:
