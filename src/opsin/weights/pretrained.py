@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from opsin.catalog import PretrainedCfg
+from opsin.models._model import Model
 from opsin.weights.adapt import adapt_input_conv
-from opsin.weights.load import load_into
+from opsin.weights.load import LoadReport, load_into
 from opsin.weights.read import read_state_dict
 from opsin.weights.sources import locate
 
@@ -26,11 +27,13 @@ def load_pretrained(
     adapt: Adapt | None = None,
     cache_dir: str | Path | None = None,
     in_chans_strategy: str | None = None,
+    strict: bool = True,
 ) -> None:
     """Find, read, adapt and assign weights. `adapt` is the family's hook for older layouts and image sizes.
 
     The first convolution is adapted to the model's input channels; a classifier for other classes stays fresh, which a
-    warning says. Raises WeightsError naming every key that is missing, unexpected or of another shape.
+    warning says. Raises WeightsError naming every key that is missing, unexpected (both unless not `strict`) or of
+    another shape.
     """
     source = locate(pretrained, record, cache_dir=cache_dir)
     state = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
@@ -39,15 +42,20 @@ def load_pretrained(
     wanted = model.state_dict()
     _adapt_first_conv(state, wanted, _paths(record.first_conv, model, "first_conv"), in_chans_strategy)
     fresh = _drop_other_head(state, wanted, _paths(record.classifier, model, "classifier"), record)
-    load_into(model, state, allow_missing=fresh)
-    if fresh:
-        model.init_weights(only=fresh)  # type: ignore[operator]
+    load_into(model, state, allow_missing=fresh, strict=strict)
+    if fresh and isinstance(model, Model):  # classes of others have initialised their head themselves
+        model.init_weights(only=fresh)
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, *, adapt: Adapt | None = None) -> None:
-    """Load a checkpoint of exactly this model; every key must be there and fit."""
-    state = read_state_dict(Path(path))
-    load_into(model, dict(adapt(state, model)) if adapt else state)
+def load_checkpoint(
+    model: nn.Module, path: str | Path, *, adapt: Adapt | None = None, use_ema: bool = True, strict: bool = True
+) -> LoadReport:
+    """Load a checkpoint of exactly this model; every key must be there (unless not `strict`) and fit.
+
+    `use_ema`: of a training checkpoint with both, take the averaged weights.
+    """
+    state = read_state_dict(Path(path), use_ema=use_ema)
+    return load_into(model, dict(adapt(state, model)) if adapt else state, strict=strict)
 
 
 def _paths(named: str | tuple[str, ...] | None, model: nn.Module, attribute: str) -> tuple[str, ...]:

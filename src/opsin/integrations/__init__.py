@@ -1,0 +1,1 @@
+"""Other people's conventions, spoken by opsin. Nothing here is imported unasked."""
