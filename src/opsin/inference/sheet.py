@@ -114,11 +114,12 @@ class _Pen:
         self.draw.text((x * self.scale, y * self.scale), text, fill, _font(size * self.scale), anchor)
 
     def lines(self, x: float, y: float, text: str, fill: str, size: int, *, room: float) -> None:
-        """Text broken wherever it reaches `room`, for paths and messages, as many lines as a photo has place for."""
+        """A message over as many lines as a photo has place for, broken after words, or inside one too long."""
         lines = [""]
         for letter in text:
             if self.length(lines[-1] + letter, size) > room:
-                lines.append("")
+                whole, _, begun = lines[-1].rpartition(" ")
+                lines[-1:] = [whole, begun] if whole else [begun, ""]
             lines[-1] += letter
         for i, line in enumerate(lines[: PHOTO // 17 - 1]):
             self.text(x, y + 17 * i, line, fill, size)
@@ -134,7 +135,7 @@ class _Pen:
         mask = Image.new("L", size, 0)
         below = size[1] + RADIUS * self.scale
         ImageDraw.Draw(mask).rounded_rectangle((0, 0, size[0] - 1, below), RADIUS * self.scale, 255)
-        fitted = ImageOps.fit(photo, size, Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(photo, size, Image.Resampling.LANCZOS, centering=(0.5, 0.3))  # heads are above
         self.image.paste(fitted, (x * self.scale, y * self.scale), mask)
 
 
