@@ -112,7 +112,7 @@ class ConvNeXt(Model):
 
     Config = Config
     positional = ("in_chans", "num_classes", "global_pool", "output_stride", "depths", "dims")
-    classifier = "head.fc"
+    classifier_path = "head.fc"
     first_conv = "stem.0"
 
     def build(self, c: Config) -> None:
@@ -219,10 +219,11 @@ def build_downsample(
     if in_chs == out_chs and stride == 1 and not changes:
         return nn.Identity()
     kernel = 2 if stride > 1 or changes else 1
-    padding = "same" if stride == 1 and kernel == 2 else 0
-    spread = spread if kernel == 2 else 1
-    conv = nn.Conv2d(in_chs, out_chs, kernel, stride, padding, dilation=spread, bias=c.conv_bias)
-    return nn.Sequential(norm(in_chs), conv)
+    if stride > 1 or not changes:
+        return nn.Sequential(norm(in_chs), nn.Conv2d(in_chs, out_chs, kernel, stride, bias=c.conv_bias))
+    low, high = spread // 2, spread - spread // 2
+    conv = nn.Conv2d(in_chs, out_chs, kernel, 1, dilation=spread, bias=c.conv_bias)
+    return nn.Sequential(OrderedDict({"0": norm(in_chs), "pad": nn.ZeroPad2d((low, high, low, high)), "1": conv}))
 
 
 def adapt(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
