@@ -1,4 +1,5 @@
-"""Channel attention: squeeze and excitation (https://arxiv.org/abs/1709.01507), ECA (https://arxiv.org/abs/1910.03151)."""
+"""Channel attention: squeeze and excitation (https://arxiv.org/abs/1709.01507), ECA (https://arxiv.org/abs/1910.03151),
+global context (https://arxiv.org/abs/1904.11492)."""
 
 import math
 from collections.abc import Callable
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.layers.act import create_act
+from opsin.layers.norm import LayerNorm2d
 
-__all__ = ["EcaModule", "SEModule", "create_attn", "make_divisible"]
+__all__ = ["EcaModule", "GlobalContext", "SEModule", "create_attn", "make_divisible"]
 
 
 def make_divisible(value: float, divisor: int = 8, *, min_value: int | None = None, round_limit: float = 0.9) -> int:
@@ -56,7 +58,45 @@ class EcaModule(nn.Module):
         return x * gate.view(x.shape[0], -1, 1, 1)
 
 
-ATTNS: dict[str, Callable[..., nn.Module]] = {"se": SEModule, "eca": EcaModule}
+class ContextMlp(nn.Module):
+    """1x1 convolution, norm, activation, 1x1 convolution."""
+
+    def __init__(self, channels: int, hidden: int, act_layer: str | Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.norm = LayerNorm2d(hidden)
+        self.act = create_act(act_layer)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.norm(self.fc1(x))))
+
+
+class GlobalContext(nn.Module):
+    """`(B, C, H, W)` gated by a mean over positions that are weighted by one attention map."""
+
+    def __init__(
+        self,
+        channels: int,
+        rd_ratio: float = 1 / 8,
+        rd_channels: int | None = None,
+        rd_divisor: int = 1,
+        act_layer: str | Callable[..., nn.Module] = "relu",
+        gate_layer: str | Callable[..., nn.Module] = "sigmoid",
+    ) -> None:
+        super().__init__()
+        rd_channels = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
+        self.conv_attn = nn.Conv2d(channels, 1, 1)
+        self.mlp_scale = ContextMlp(channels, rd_channels, act_layer)
+        self.gate = create_act(gate_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.conv_attn(x).flatten(2).softmax(-1)  # (B, 1, HW)
+        context = x.flatten(2) @ weights.transpose(1, 2)  # (B, C, 1)
+        return x * self.gate(self.mlp_scale(context.unsqueeze(-1)))
+
+
+ATTNS: dict[str, Callable[..., nn.Module]] = {"se": SEModule, "eca": EcaModule, "gc": GlobalContext}
 
 
 def create_attn(attn: str | Callable[..., nn.Module] | None, channels: int, **kwargs: object) -> nn.Module | None:

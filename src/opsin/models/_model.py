@@ -39,7 +39,7 @@ class Model(nn.Module):
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     positional: ClassVar[tuple[str, ...]] = ()
-    classifier: ClassVar[str | tuple[str, ...]] = "fc"  # path of the classifier
+    classifier_path: ClassVar[str | tuple[str, ...]] = "fc"  # where the classifier is
     first_conv: ClassVar[str | tuple[str, ...]] = "conv1"
     layout: ClassVar[str] = "NCHW"  # of what runs along the chain: NCHW, NHWC or NLC
 
@@ -50,6 +50,8 @@ class Model(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if isinstance(cls.__dict__.get("classifier"), str | tuple):
+            raise TypeError(f"{cls.__name__}.classifier would hide a module of that name: call it classifier_path")
         if "Config" in cls.__dict__:
             cls.__signature__ = inspect.signature(cls.Config)  # type: ignore[attr-defined]
 
@@ -296,7 +298,7 @@ class Model(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The layer that gives the logits; Identity for `num_classes=0`."""
-        return locate(self, self.classifier)  # type: ignore[arg-type]
+        return locate(self, self.classifier_path)  # type: ignore[arg-type]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes` (0: none), and another pooling if named."""
@@ -307,7 +309,7 @@ class Model(nn.Module):
         self.num_classes = num_classes
         with skip_init():
             self.build_head(self.config)
-        paths = (self.classifier,) if isinstance(self.classifier, str) else self.classifier
+        paths = (self.classifier_path,) if isinstance(self.classifier_path, str) else self.classifier_path
         like = next((p for p in self.parameters()), None)
         for path in paths:
             head = locate(self, path)

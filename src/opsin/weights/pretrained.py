@@ -41,7 +41,7 @@ def load_pretrained(
         state = dict(adapt(state, model))
     wanted = model.state_dict()
     _adapt_first_conv(state, wanted, _paths(record.first_conv, model, "first_conv"), in_chans_strategy)
-    fresh = _drop_other_head(state, wanted, _paths(record.classifier, model, "classifier"), record)
+    fresh = _drop_other_head(state, wanted, _paths(record.classifier, model, "classifier_path"), record)
     load_into(model, state, allow_missing=fresh, strict=strict)
     if fresh and isinstance(model, Model):  # classes of others have initialised their head themselves
         model.init_weights(only=fresh)

@@ -94,5 +94,5 @@ _RECORDS: dict[str, dict[str, Any]] = {
 def family_cfg(family: str, url: str = "", **changes: Any) -> dict[str, Any]:
     """A record of the family with its usual preprocessing, as files of users' own models begin: `_cfg(url=…, …)`."""
     model = import_module(f"opsin.models.{family}").family.model
-    record = PretrainedCfg(first_conv=model.first_conv, classifier=model.classifier, **_RECORDS.get(family, {}))
+    record = PretrainedCfg(first_conv=model.first_conv, classifier=model.classifier_path, **_RECORDS.get(family, {}))
     return record.overlay(url=url or None, **changes).to_dict()

@@ -1,0 +1,130 @@
+"""A norm and the activation behind it as one module, so that checkpoints hold them under one name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opsin.errors import UnknownArgumentError, did_you_mean
+from opsin.layers.act import create_act
+from opsin.layers.norm import GroupNorm, LayerNorm2d
+
+__all__ = ["BatchNormAct2d", "EvoNorm2dS0", "GroupNormAct", "LayerNormAct2d", "get_norm_act_layer"]
+
+Act = str | Callable[..., nn.Module]
+
+
+def _act(act_layer: Act, apply_act: bool) -> nn.Module:
+    return create_act(act_layer, inplace=True) if apply_act else nn.Identity()
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """Batch norm, then an activation."""
+
+    def __init__(
+        self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, *, apply_act: bool = True,
+        act_layer: Act = "relu",
+    ) -> None:  # fmt: skip
+        super().__init__(num_channels, eps=eps, momentum=momentum)
+        self.act = _act(act_layer, apply_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class GroupNormAct(GroupNorm):
+    """Group norm (32 groups, or groups of `group_size`), then an activation."""
+
+    def __init__(
+        self, num_channels: int, num_groups: int = 32, eps: float = 1e-5, group_size: int | None = None, *,
+        apply_act: bool = True, act_layer: Act = "relu",
+    ) -> None:  # fmt: skip
+        super().__init__(num_channels, num_groups, eps, group_size)
+        self.act = _act(act_layer, apply_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class LayerNormAct2d(LayerNorm2d):
+    """Layer norm over the channels of (B, C, H, W), then an activation."""
+
+    def __init__(
+        self, num_channels: int, eps: float = 1e-5, *, apply_act: bool = True, act_layer: Act = "relu"
+    ) -> None:
+        super().__init__(num_channels, eps=eps)
+        self.act = _act(act_layer, apply_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class EvoNorm2dS0(nn.Module):
+    """EvoNorm S0 (https://arxiv.org/abs/2004.02967): `x sigmoid(v x) / std(group)`, then scale and shift.
+
+    The nonlinearity is its own: `act_layer` has no say. With `apply_act=False` only scale and shift are left.
+    """
+
+    def __init__(
+        self, num_channels: int, num_groups: int = 32, eps: float = 1e-5, group_size: int | None = None, *,
+        apply_act: bool = True, act_layer: Act = "silu",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.num_groups = num_channels // group_size if group_size else num_groups
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(num_channels))
+        self.bias = nn.Parameter(torch.empty(num_channels))
+        self.v = nn.Parameter(torch.empty(num_channels)) if apply_act else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        if self.v is not None:
+            nn.init.ones_(self.v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = (-1, 1, 1)
+        if self.v is not None:
+            exact = torch.promote_types(x.dtype, torch.float32)  # a variance in half precision is worth little
+            groups = x.to(exact).reshape(x.shape[0], self.num_groups, -1)
+            std = (groups.var(-1, correction=0) + self.eps).sqrt().to(x.dtype)
+            std = std.repeat_interleave(x.shape[1] // self.num_groups, 1)[:, :, None, None]
+            x = x * torch.sigmoid(self.v.view(channels) * x) / std
+        return x * self.weight.view(channels) + self.bias.view(channels)
+
+
+NORM_ACTS: dict[str, Callable[..., nn.Module]] = {
+    "batchnorm": BatchNormAct2d,
+    "batchnorm2d": BatchNormAct2d,
+    "batchnormact2d": BatchNormAct2d,
+    "groupnorm": GroupNormAct,
+    "groupnormact": GroupNormAct,
+    "layernorm2d": LayerNormAct2d,
+    "layernormact2d": LayerNormAct2d,
+    "evonorm2ds0": EvoNorm2dS0,
+}
+
+
+def get_norm_act_layer(
+    norm: str | Callable[..., nn.Module], norm_args: Mapping[str, Any] | None = None
+) -> Callable[..., nn.Module]:
+    """The norm with activation for a name or a plain norm class, `partial` or not; `norm_args` are bound to it.
+
+    The result is called with channels, `apply_act` and `act_layer`. Other callables must take these themselves.
+    """
+    bound = dict(norm_args or {})
+    if isinstance(norm, partial):
+        norm, bound = norm.func, norm.keywords | bound
+    if not isinstance(norm, str) and "apply_act" not in inspect.signature(norm).parameters:
+        norm = getattr(norm, "__name__", str(norm))
+    if isinstance(norm, str):
+        key = norm.lower().replace("_", "")
+        if key not in NORM_ACTS:
+            near = did_you_mean(key, NORM_ACTS)
+            raise UnknownArgumentError(f"no norm with activation {norm!r}.{near} Known: {', '.join(NORM_ACTS)}")
+        norm = NORM_ACTS[key]
+    return partial(norm, **bound) if bound else norm

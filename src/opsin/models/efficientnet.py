@@ -1,0 +1,475 @@
+"""EfficientNet and the networks that share its blocks.
+
+EfficientNet (https://arxiv.org/abs/1905.11946), V2 (https://arxiv.org/abs/2104.00298), X (https://arxiv.org/abs/2102.05610),
+EdgeTPU and Lite forms (Google, 2019 and 2020), CondConv (https://arxiv.org/abs/1904.04971), AdvProp
+(https://arxiv.org/abs/1911.09665), NoisyStudent (https://arxiv.org/abs/1911.04252), MobileNet V1
+(https://arxiv.org/abs/1704.04861) and V2 (https://arxiv.org/abs/1801.04381), MnasNet (https://arxiv.org/abs/1807.11626),
+MixNet (https://arxiv.org/abs/1907.09595), FBNet (https://arxiv.org/abs/1812.03443), Single-Path NAS
+(https://arxiv.org/abs/1904.02877), TinyNet (https://arxiv.org/abs/2010.14819).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from opsin.errors import UnknownArgumentError, did_you_mean
+from opsin.layers import SelectAdaptivePool2d
+from opsin.layers.norm_act import get_norm_act_layer
+from opsin.models._chain import Stage
+from opsin.models._config import ModelConfig
+from opsin.models._efficientnet_blocks import (
+    SE_LAYERS,
+    Parts,
+    Rows,
+    build_stages,
+    decode_arch_def,
+    deepen,
+    round_channels,
+    row,
+    table,
+)
+from opsin.models._family import Family
+from opsin.models._model import Model
+from opsin.models._pruning import apply_pruning
+
+__all__ = ["Config", "EfficientNet", "decode_arch_def", "round_channels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ModelConfig):
+    """`block_args` has a list of rows per stage; a row is a dict of the fields of `_efficientnet_blocks.Row`."""
+
+    block_args: Any = ()
+    num_features: int = 1280  # width of the last 1x1 convolution; 0 leaves it out
+    stem_size: int = 32
+    stem_kernel_size: int = 3
+    fix_stem: bool = False  # the width multiplier leaves the stem alone
+    output_stride: int = 32  # 8 or 16 trade stride for dilation
+    pad_type: str = ""  # "same" pads as TensorFlow does
+    act_layer: Any = "relu"
+    norm_layer: Any = "batchnorm2d"  # one of those in `layers.norm_act`
+    norm_args: Mapping[str, Any] = field(default_factory=dict)  # eps, momentum, group_size
+    aa_layer: Any = None  # anti-aliased downsampling: "avg", "blur", "blurpc"
+    se_layer: Any = "se"  # "gc" for global context
+    channel_multiplier: float = 1.0
+    divisor: int = 8  # widths are multiples of this …
+    round_limit: float = 0.9  # … and not less than this share of the exact figure
+    round_chs_fn: Any = None  # a function of the width, in place of these three
+    drop_path_rate: float = 0.0
+    pruned: str = ""  # name of the table of widths this network was pruned to
+
+
+class EfficientNet(Model):
+    """Stem, stages of blocks given by a table, a 1x1 convolution to many channels, pooled linear head."""
+
+    Config = Config
+    positional = ("block_args", "num_classes", "num_features", "in_chans")
+    classifier_path = "classifier"
+    first_conv = "conv_stem"
+
+    def build(self, c: Config) -> None:
+        if not c.block_args:
+            raise ValueError("EfficientNet needs block_args: a list of rows per stage")
+        if c.output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride={c.output_stride}: EfficientNet has 8, 16 and 32")
+        scale = {"multiplier": c.channel_multiplier, "divisor": c.divisor, "round_limit": c.round_limit}
+        round_chs = c.round_chs_fn or partial(round_channels, **scale)
+        parts = Parts(
+            norm_act=get_norm_act_layer(c.norm_layer or "batchnorm2d", c.norm_args),
+            act_layer=c.act_layer or "relu",
+            pad_type=c.pad_type or "",
+            aa_layer=c.aa_layer,
+            se_layer=se_layer(c.se_layer or "se"),
+        )
+        stem = c.stem_size if c.fix_stem else round_chs(c.stem_size)
+        self.conv_stem = parts.conv(c.in_chans, stem, c.stem_kernel_size, stride=2)
+        self.bn1 = parts.norm(stem)
+        limits = {"output_stride": c.output_stride, "drop_path_rate": c.drop_path_rate}
+        stages = build_stages(c.block_args, stem, parts, stride=2, round_chs=round_chs, **limits)
+        self.blocks = nn.Sequential(*[blocks for blocks, *_ in stages])
+        asks = [asked for *_, asked in stages] + [2]  # a level is where the next stage asks for a stride, and the end
+        level = {"num_chs": stem, "reduction": 2} if asks[0] > 1 else {}
+        chain = [Stage(("conv_stem", "bn1"), checkpoint=False, **level)]
+        width = stem
+        for i, (_, width, stride, _) in enumerate(stages):
+            level = {"num_chs": width, "reduction": stride} if asks[i + 1] > 1 else {}
+            chain.append(Stage((f"blocks.{i}",), **level))
+        if c.num_features:
+            self.conv_head = parts.conv(width, c.num_features, 1)
+            self.bn2 = parts.norm(c.num_features)
+            chain.append(Stage(("conv_head", "bn2")))
+        self.num_features = self.head_hidden_size = c.num_features or width
+        self.chain = tuple(chain)
+        self.build_head(c)
+        if c.pruned:
+            apply_pruning(self, c.pruned)
+
+    def build_head(self, c: Config) -> None:
+        self.global_pool = SelectAdaptivePool2d(c.global_pool)
+        if c.num_classes and not c.global_pool:
+            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
+        width = self.num_features * self.global_pool.feat_mult
+        self.classifier = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
+
+    def init_module(self, module: nn.Module, name: str) -> bool:
+        if isinstance(module, nn.Conv2d):  # by fan out, of which a depthwise kernel has only its own
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        elif isinstance(module, nn.Linear):
+            bound = module.out_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound)
+        else:
+            return False
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+        return True
+
+
+def se_layer(layer: Any) -> Any:
+    """Called with channels, squeezed channels and `act_layer`."""
+    if callable(layer):
+        return lambda channels, rd_channels, act_layer: layer(
+            channels, rd_ratio=rd_channels / channels, act_layer=act_layer
+        )
+    if layer not in SE_LAYERS:
+        near = did_you_mean(layer, SE_LAYERS)
+        raise UnknownArgumentError(f"no se_layer {layer!r}.{near} Known: {', '.join(SE_LAYERS)}")
+    return SE_LAYERS[layer]
+
+
+# -- tables: stages by row or by column, without the stem before them and the head behind ------------------------------
+
+SE, SE50 = 0.25, 0.5
+cn, ds, er, ir = (partial(row, block) for block in ("cn", "ds", "er", "ir"))
+
+WIDTHS, STRIDES = (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 2, 1, 2, 1)
+b_table = partial(
+    table, "ds ir ir ir ir ir ir", WIDTHS, (1, 2, 2, 3, 3, 4, 1),
+    kernel=(3, 3, 5, 3, 5, 5, 3), stride=STRIDES, exp=(1, 6, 6, 6, 6, 6, 6),
+)  # fmt: skip
+B0, LITE = b_table(se=SE), b_table()
+
+
+def space_to_depth(exp: tuple[float, float, float]) -> list[Rows]:
+    """EfficientNet-X and -H: space to depth first, fused blocks while the map is large."""
+    return [
+        [ds(16, se=SE, s2d=True)],
+        [er(24, 2, stride=2, exp=exp[0], se=SE, act_layer="relu")],
+        [er(40, 2, kernel=5, stride=2, exp=exp[1], se=SE, act_layer="relu")],
+        [ir(80, 3, stride=2, exp=exp[2], se=SE)],
+        *B0[4:],
+    ]
+
+
+def experts(n: int) -> list[Rows]:
+    """CondConv in the last three stages."""
+    return [*B0[:4], *[[rows[0] | {"num_experts": n}] for rows in B0[4:]]]
+
+
+def grouped(stages: list[Rows], group_size: int) -> list[Rows]:
+    return [[line | {"group_size": group_size} for line in rows] for rows in stages]
+
+
+EDGE = [
+    [er(24, exp=4, force_in_chs=24, noskip=True)],
+    [er(32, 2, stride=2, exp=8)],
+    [er(48, 4, stride=2, exp=8)],
+    [ir(96, 5, kernel=5, stride=2, exp=8)],
+    [ir(144, 4, kernel=5, exp=8)],
+    [ir(192, 2, kernel=5, stride=2, exp=8)],
+]
+
+
+def v2_table(widths: tuple[int, ...], repeats: tuple[int, ...]) -> list[Rows]:
+    """Plain convolutions, then fused blocks without, then inverted residuals with squeeze and excitation."""
+    exp, se, n = (4, 4, 4, 6, 6, 6), (0, 0, SE, SE, SE, SE), len(widths) - 1
+    rest = table(
+        " ".join(["er", "er", "ir", "ir", "ir", "ir"][:n]), widths[1:], repeats[1:],
+        stride=STRIDES[1:][:n], exp=exp[:n], se=se[:n],
+    )  # fmt: skip
+    return [[cn(widths[0], repeats[0], skip=True)], *rest]
+
+
+V2_BASE = v2_table((16, 32, 48, 96, 112, 192), (1, 2, 2, 3, 5, 8))
+V2_S = v2_table((24, 48, 64, 128, 160, 256), (2, 4, 4, 6, 9, 15))
+V2_M = v2_table((24, 48, 80, 160, 176, 304, 512), (3, 5, 5, 7, 14, 18, 5))
+V2_L = v2_table((32, 64, 96, 192, 224, 384, 640), (4, 7, 7, 10, 19, 25, 7))
+V2_XL = v2_table((32, 64, 96, 192, 256, 512, 640), (4, 8, 8, 16, 24, 32, 8))
+RW_T = [*V2_S[:5], [ir(256, 14, stride=2, exp=6, se=SE)]]
+RW_S = [[er(24, 2)], *V2_S[1:5], [ir(272, 15, stride=2, exp=6, se=SE)]]
+RW_M = [*deepen(RW_S[:4], 1.2), *deepen(RW_S[4:], 1.6)]
+TEST = table(
+    "cn er er ir ir", (16, 24, 32, 48, 64), (1, 1, 1, 1, 1),
+    stride=(1, 2, 2, 2, 2), exp=(1, 4, 4, 4, 4), se=(0, 0, 0, SE, SE), skip=True,
+)  # fmt: skip
+
+MOBILE_V1 = table(
+    "dsa dsa dsa dsa dsa", (64, 128, 256, 512, 1024), (1, 2, 2, 6, 2), stride=(1, 2, 2, 2, 2), noskip=True
+)
+MOBILE_V2 = table(
+    "ds ir ir ir ir ir ir", (16, 24, 32, 64, 96, 160, 320), (1, 2, 3, 4, 3, 3, 1),
+    stride=STRIDES, exp=(1, 6, 6, 6, 6, 6, 6),
+)  # fmt: skip
+MNAS_B1 = table(
+    "ds ir ir ir ir ir ir", (16, 24, 40, 80, 96, 192, 320), (1, 3, 3, 3, 2, 4, 1),
+    kernel=(3, 3, 5, 5, 3, 5, 3), stride=STRIDES, exp=(1, 3, 3, 6, 6, 6, 6),
+    noskip=(True, False, False, False, False, False, True),
+)  # fmt: skip
+MNAS_A1 = table(
+    "ds ir ir ir ir ir ir", (16, 24, 40, 80, 112, 160, 320), (1, 2, 3, 4, 2, 3, 1),
+    kernel=(3, 3, 5, 3, 3, 5, 3), stride=STRIDES, exp=(1, 6, 3, 6, 6, 6, 6), se=(0, 0, SE, 0, SE, SE, 0),
+    noskip=(True, False, False, False, False, False, False),
+)  # fmt: skip
+MNAS_SMALL = table(
+    "ds ir ir ir ir ir ir", (8, 16, 16, 32, 32, 88, 144), (1, 1, 2, 4, 3, 3, 1),
+    kernel=(3, 3, 3, 5, 3, 5, 3), stride=STRIDES, exp=(1, 3, 6, 6, 6, 6, 6), se=(0, 0, 0, SE, SE, SE, 0),
+)  # fmt: skip
+
+FBNET_C = [
+    [ir(16)],
+    [ir(24, stride=2, exp=6), ir(24, 2)],
+    [ir(32, kernel=5, stride=2, exp=6), ir(32, kernel=5, exp=3), ir(32, kernel=5, exp=6), ir(32, exp=6)],
+    [ir(64, kernel=5, stride=2, exp=6), ir(64, kernel=5, exp=3), ir(64, 2, kernel=5, exp=6)],
+    [ir(112, 3, kernel=5, exp=6), ir(112, kernel=5, exp=3)],
+    [ir(184, 4, kernel=5, stride=2, exp=6)],
+    [ir(352, exp=6)],
+]
+SPNAS = [
+    [ds(16, noskip=True)],
+    [ir(24, 3, stride=2, exp=3)],
+    [ir(40, kernel=5, stride=2, exp=6), ir(40, 3, exp=3)],
+    [ir(80, kernel=5, stride=2, exp=6), ir(80, 3, exp=3)],
+    [ir(96, kernel=5, exp=6), ir(96, 3, kernel=5, exp=3)],
+    [ir(192, 4, kernel=5, stride=2, exp=6)],
+    [ir(320, exp=6, noskip=True)],
+]
+
+# MixNet: which of the 1x1 convolutions work on two halves of the channels
+OUT = {"pw_kernel_size": (1, 1)}
+BOTH = {"exp_kernel_size": (1, 1), **OUT}
+mix = partial(row, "ir", act_layer="silu")
+MIX_S = [
+    [ds(16)],
+    [ir(24, stride=2, exp=6, **BOTH), ir(24, exp=3, **BOTH)],
+    [mix(40, kernel=(3, 5, 7), stride=2, exp=6, se=SE50), mix(40, 3, kernel=(3, 5), exp=6, se=SE50, **BOTH)],
+    [mix(80, kernel=(3, 5, 7), stride=2, exp=6, se=SE, **OUT), mix(80, 2, kernel=(3, 5), exp=6, se=SE, **OUT)],
+    [mix(120, kernel=(3, 5, 7), exp=6, se=SE50, **BOTH), mix(120, 2, kernel=(3, 5, 7, 9), exp=3, se=SE50, **BOTH)],
+    [
+        mix(200, kernel=(3, 5, 7, 9, 11), stride=2, exp=6, se=SE50),
+        mix(200, 2, kernel=(3, 5, 7, 9), exp=6, se=SE50, **OUT),
+    ],
+]
+MIX_M = [
+    [ds(24)],
+    [ir(32, kernel=(3, 5, 7), stride=2, exp=6, **BOTH), ir(32, exp=3, **BOTH)],
+    [mix(40, kernel=(3, 5, 7, 9), stride=2, exp=6, se=SE50), mix(40, 3, kernel=(3, 5), exp=6, se=SE50, **BOTH)],
+    [mix(80, kernel=(3, 5, 7), stride=2, exp=6, se=SE), mix(80, 3, kernel=(3, 5, 7, 9), exp=6, se=SE, **BOTH)],
+    [mix(120, exp=6, se=SE50), mix(120, 3, kernel=(3, 5, 7, 9), exp=3, se=SE50, **BOTH)],
+    [
+        mix(200, kernel=(3, 5, 7, 9), stride=2, exp=6, se=SE50),
+        mix(200, 3, kernel=(3, 5, 7, 9), exp=6, se=SE50, **OUT),
+    ],
+]
+
+EDGETPU = [
+    [cn(16, kernel=1)],
+    [er(32, stride=2, exp=8), er(32, 3, exp=4)],
+    [er(48, stride=2, exp=8), er(48, 3, exp=4)],
+    [ir(96, stride=2, exp=8), ir(96, 3, exp=4)],
+    [ir(96, exp=8, noskip=True), ir(96, 3, exp=4)],
+    [ir(160, kernel=5, stride=2, exp=8), ir(160, 3, kernel=5, exp=4)],
+    [ir(192, exp=8)],
+]
+
+
+def edgetpu_v2(widths: tuple[int, ...], group_size: int) -> list[Rows]:
+    a, b, c, d, e, f, g = widths
+    group = {"exp": 4, "group_size": group_size}
+    return [
+        [cn(a, kernel=1)],
+        [er(b, stride=2, exp=8), er(b, **group)],
+        [er(c, stride=2, exp=8), er(c, **group), er(c, exp=4), er(c, **group)],
+        [er(d, stride=2, exp=8), ir(d, 3, exp=4)],
+        [ir(e, exp=8), ir(e, 3, exp=4)],
+        [ir(f, stride=2, exp=8), ir(f, 3, exp=4)],
+        [ir(g, exp=8)],
+    ]
+
+
+# -- variants ----------------------------------------------------------------------------------------------------------
+
+TF: dict[str, Any] = {"pad_type": "same", "norm_args": {"eps": 1e-3}}  # as trained in TensorFlow
+
+
+def scaled(stages: list[Rows], width: float = 1.0, depth: float = 1.0, **more: Any) -> Config:
+    """Compound scaling: width and depth by their factors, the last convolution by that of the width."""
+    head = round_channels(1280, width, more.get("divisor", 8))
+    config: dict[str, Any] = {"num_features": head, "act_layer": "silu", "channel_multiplier": width} | more
+    return Config(block_args=deepen(stages, depth), **config)
+
+
+def lite(width: float = 1.0, depth: float = 1.0, **more: Any) -> Config:
+    """Lite: stem, head, first and last stage as they are, no squeeze and excitation, ReLU6."""
+    stages = deepen(LITE, depth, keep=(0, -1))
+    return Config(block_args=stages, fix_stem=True, act_layer="relu6", channel_multiplier=width, **more)
+
+
+def tiny(width: float, depth: float) -> Config:
+    stages = deepen(B0, depth, rounding=round)
+    return Config(block_args=stages, fix_stem=True, act_layer="silu", channel_multiplier=width)
+
+
+def mobile(width: float = 1.0, depth: float = 1.0, **more: Any) -> Config:
+    stages = deepen(MOBILE_V2, depth, keep=(0, -1))
+    return Config(block_args=stages, act_layer="relu6", channel_multiplier=width, **more)
+
+
+def mixnet(stages: list[Rows], width: float = 1.0, depth: float = 1.0, **more: Any) -> Config:
+    stages, head = deepen(stages, depth, rounding=round), {"num_features": 1536, "stem_size": 24}
+    return Config(block_args=stages, channel_multiplier=width, **(head | more))
+
+
+B = partial(scaled, B0)
+Edge = partial(scaled, EDGE, act_layer="relu")
+Mnas, SeMnas = partial(Config, block_args=MNAS_B1), partial(Config, block_args=MNAS_A1)
+V1 = partial(Config, block_args=MOBILE_V1, act_layer="relu6")
+V2 = partial(Config, act_layer="silu")
+V2B = partial(scaled, V2_BASE, round_limit=0.0, **TF)
+GN8: dict[str, Any] = {"norm_layer": "groupnorm", "norm_args": {"group_size": 8}}
+GN16: dict[str, Any] = {"norm_layer": "groupnorm", "norm_args": {"group_size": 16}}
+EVO8: dict[str, Any] = {"norm_layer": "evonorm2ds0", "norm_args": {"group_size": 8}}
+Test = partial(Config, block_args=TEST, act_layer="silu", stem_size=24, num_features=256, round_limit=0.0)
+
+VARIANTS = {
+    "efficientnet_b0": B(),
+    "efficientnet_b0_g8_gn": scaled(grouped(B0, 8), **GN8),
+    "efficientnet_b0_g16_evos": scaled(grouped(B0, 16), divisor=16),  # batch norm, for all its name
+    "efficientnet_b0_gn": B(**GN8),
+    "efficientnet_b1": B(1.0, 1.1),
+    "efficientnet_b1_pruned": B(1.0, 1.1, **TF, pruned="efficientnet_b1_pruned"),
+    "efficientnet_b2": B(1.1, 1.2),
+    "efficientnet_b2_pruned": B(1.1, 1.2, **TF, pruned="efficientnet_b2_pruned"),
+    "efficientnet_b3": B(1.2, 1.4),
+    "efficientnet_b3_g8_gn": scaled(grouped(B0, 8), 1.2, 1.4, divisor=16, **GN16),
+    "efficientnet_b3_gn": B(1.2, 1.4, divisor=16, **GN16),
+    "efficientnet_b3_pruned": B(1.2, 1.4, **TF, pruned="efficientnet_b3_pruned"),
+    "efficientnet_b4": B(1.4, 1.8),
+    "efficientnet_b5": B(1.6, 2.2),
+    "efficientnet_b6": B(1.8, 2.6),
+    "efficientnet_b7": B(2.0, 3.1),
+    "efficientnet_b8": B(2.2, 3.6),
+    "efficientnet_blur_b0": B(aa_layer="blurpc"),
+    "efficientnet_cc_b0_4e": scaled(experts(4)),
+    "efficientnet_cc_b0_8e": scaled(experts(8)),
+    "efficientnet_cc_b1_8e": scaled(experts(8), 1.0, 1.1),
+    "efficientnet_el": Edge(1.2, 1.4),
+    "efficientnet_el_pruned": Edge(1.2, 1.4),  # pruned within the kernels: the shapes are those of the whole
+    "efficientnet_em": Edge(1.0, 1.1),
+    "efficientnet_es": Edge(),
+    "efficientnet_es_pruned": Edge(),
+    "efficientnet_h_b5": scaled(space_to_depth((4, 4, 4)), 1.92, 2.2),
+    "efficientnet_l2": B(4.3, 5.3),
+    "efficientnet_lite0": lite(),
+    "efficientnet_lite1": lite(1.0, 1.1),
+    "efficientnet_lite2": lite(1.1, 1.2),
+    "efficientnet_lite3": lite(1.2, 1.4),
+    "efficientnet_lite4": lite(1.4, 1.8),
+    "efficientnet_x_b3": scaled(space_to_depth((6, 6, 6)), 1.2, 1.4),
+    "efficientnet_x_b5": scaled(space_to_depth((6, 6, 6)), 1.6, 2.2),
+    "efficientnetv2_l": V2(block_args=V2_L),
+    "efficientnetv2_m": V2(block_args=V2_M, stem_size=24),
+    "efficientnetv2_rw_m": V2(block_args=RW_M, stem_size=24, channel_multiplier=1.2, num_features=2152),
+    "efficientnetv2_rw_s": V2(block_args=RW_S, stem_size=24, num_features=1792),
+    "efficientnetv2_rw_t": V2(block_args=RW_T, stem_size=24, channel_multiplier=0.8, num_features=1024),
+    "efficientnetv2_s": V2(block_args=V2_S, stem_size=24),
+    "efficientnetv2_xl": V2(block_args=V2_XL),
+    "fbnetc_100": Config(block_args=FBNET_C, stem_size=16, num_features=1984),
+    "gc_efficientnetv2_rw_t": V2(
+        block_args=RW_T, stem_size=24, channel_multiplier=0.8, num_features=1024, se_layer="gc"
+    ),
+    "mixnet_l": mixnet(MIX_M, 1.3),
+    "mixnet_m": mixnet(MIX_M),
+    "mixnet_s": mixnet(MIX_S, stem_size=16),
+    "mixnet_xl": mixnet(MIX_M, 1.6, 1.2),
+    "mixnet_xxl": mixnet(MIX_M, 2.4, 1.3),
+    "mnasnet_050": Mnas(channel_multiplier=0.5),
+    "mnasnet_075": Mnas(channel_multiplier=0.75),
+    "mnasnet_100": Mnas(),
+    "mnasnet_140": Mnas(channel_multiplier=1.4),
+    "mnasnet_small": Config(block_args=MNAS_SMALL, stem_size=8),
+    "mobilenet_edgetpu_100": Config(block_args=EDGETPU),
+    "mobilenet_edgetpu_v2_l": Config(
+        block_args=edgetpu_v2((32, 64, 96, 192, 240, 256, 384), 128), stem_size=64, stem_kernel_size=7,
+        num_features=1408,
+    ),
+    "mobilenet_edgetpu_v2_m": Config(
+        block_args=edgetpu_v2((32, 64, 80, 160, 192, 240, 320), 64), stem_size=64, stem_kernel_size=5,
+        num_features=1344,
+    ),
+    "mobilenet_edgetpu_v2_s": Config(
+        block_args=edgetpu_v2((24, 48, 64, 128, 160, 192, 256), 64), stem_size=64, stem_kernel_size=5
+    ),
+    "mobilenet_edgetpu_v2_xs": Config(block_args=edgetpu_v2((16, 32, 48, 96, 144, 160, 192), 64)),
+    "mobilenetv1_100": V1(num_features=0),
+    "mobilenetv1_100h": V1(num_features=1024),
+    "mobilenetv1_125": V1(num_features=0, channel_multiplier=1.25),
+    "mobilenetv2_035": mobile(0.35),
+    "mobilenetv2_050": mobile(0.5),
+    "mobilenetv2_075": mobile(0.75),
+    "mobilenetv2_100": mobile(),
+    "mobilenetv2_110d": mobile(1.1, 1.2, fix_stem=True),
+    "mobilenetv2_120d": mobile(1.2, 1.4, fix_stem=True),
+    "mobilenetv2_140": mobile(1.4, num_features=1792),
+    "semnasnet_050": SeMnas(channel_multiplier=0.5),
+    "semnasnet_075": SeMnas(channel_multiplier=0.75),
+    "semnasnet_100": SeMnas(),
+    "semnasnet_140": SeMnas(channel_multiplier=1.4),
+    "spnasnet_100": Config(block_args=SPNAS),
+    "test_efficientnet": Test(),
+    "test_efficientnet_evos": Test(**EVO8),
+    "test_efficientnet_gn": Test(**GN8),
+    "test_efficientnet_ln": Test(norm_layer="layernorm2d"),
+    "tf_efficientnet_b0": B(**TF),
+    "tf_efficientnet_b1": B(1.0, 1.1, **TF),
+    "tf_efficientnet_b2": B(1.1, 1.2, **TF),
+    "tf_efficientnet_b3": B(1.2, 1.4, **TF),
+    "tf_efficientnet_b4": B(1.4, 1.8, **TF),
+    "tf_efficientnet_b5": B(1.6, 2.2, **TF),
+    "tf_efficientnet_b6": B(1.8, 2.6, **TF),
+    "tf_efficientnet_b7": B(2.0, 3.1, **TF),
+    "tf_efficientnet_b8": B(2.2, 3.6, **TF),
+    "tf_efficientnet_cc_b0_4e": scaled(experts(4), **TF),
+    "tf_efficientnet_cc_b0_8e": scaled(experts(8), **TF),
+    "tf_efficientnet_cc_b1_8e": scaled(experts(8), 1.0, 1.1, **TF),
+    "tf_efficientnet_el": Edge(1.2, 1.4, **TF),
+    "tf_efficientnet_em": Edge(1.0, 1.1, **TF),
+    "tf_efficientnet_es": Edge(**TF),
+    "tf_efficientnet_l2": B(4.3, 5.3, **TF),
+    "tf_efficientnet_lite0": lite(**TF),
+    "tf_efficientnet_lite1": lite(1.0, 1.1, **TF),
+    "tf_efficientnet_lite2": lite(1.1, 1.2, **TF),
+    "tf_efficientnet_lite3": lite(1.2, 1.4, **TF),
+    "tf_efficientnet_lite4": lite(1.4, 1.8, **TF),
+    "tf_efficientnetv2_b0": V2B(),
+    "tf_efficientnetv2_b1": V2B(1.0, 1.1),
+    "tf_efficientnetv2_b2": V2B(1.1, 1.2),
+    "tf_efficientnetv2_b3": V2B(1.2, 1.4),
+    "tf_efficientnetv2_l": V2(block_args=V2_L, **TF),
+    "tf_efficientnetv2_m": V2(block_args=V2_M, stem_size=24, **TF),
+    "tf_efficientnetv2_s": V2(block_args=V2_S, stem_size=24, **TF),
+    "tf_efficientnetv2_xl": V2(block_args=V2_XL, **TF),
+    "tf_mixnet_l": mixnet(MIX_M, 1.3, **TF),
+    "tf_mixnet_m": mixnet(MIX_M, **TF),
+    "tf_mixnet_s": mixnet(MIX_S, stem_size=16, **TF),
+    "tinynet_a": tiny(1.0, 1.2),
+    "tinynet_b": tiny(0.75, 1.1),
+    "tinynet_c": tiny(0.54, 0.85),
+    "tinynet_d": tiny(0.54, 0.695),
+    "tinynet_e": tiny(0.51, 0.6),
+}  # fmt: skip
+
+family = Family(EfficientNet, VARIANTS)
+__getattr__ = family.module_getattr(__name__)
