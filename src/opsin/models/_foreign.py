@@ -21,7 +21,9 @@ def check_output_fmt(model: nn.Module, output_fmt: str) -> None:
 
 def drop_head(model: nn.Module) -> None:
     """Remove the classifier where the model knows how."""
-    if hasattr(model, "reset_classifier"):
+    if isinstance(model, Model):
+        model.remove_head()
+    elif hasattr(model, "reset_classifier"):
         model.reset_classifier(0, "")
 
 

@@ -1,7 +1,7 @@
 """Models as feature extractors: what `create_model(..., features_only=True)` returns."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.models._chain import locate, normalize_indices, run_stage, to_map
+from opsin.models._foreign import check_output_fmt, cut_chain, drop_head, input_channels
 from opsin.models._model import Model
 
 __all__ = ["FeatureDictNet", "FeatureGetterNet", "FeatureHookNet", "FeatureInfo", "FeatureListNet", "feature_net"]
@@ -64,29 +65,36 @@ def _output_keys(info: FeatureInfo, out_map: Sequence[str | int] | None) -> list
 class FeatureListNet(nn.ModuleDict):
     """The body of a model as a row of its own modules, cut behind the last level asked for. Returns a list of maps.
 
-    The parts keep the names they have in the model (`layer1.0.conv1.weight`); with `flatten` a dotted path becomes one
-    name with underscores (`stages_0`), as in published detection checkpoints on such backbones.
+    The parts keep the names they have in the model (`layer1.0.conv1.weight`); with `flatten_sequential` a dotted path
+    becomes one name with underscores (`stages_0`), as in published detection checkpoints on such backbones.
+    `model` may also be a module of another make with a `feature_info` list, whose children run in their order.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: nn.Module,
         out_indices: int | Sequence[int] | None = None,
         *,
         output_fmt: str = "NCHW",
-        flatten: bool = False,
+        flatten_sequential: bool = False,
     ) -> None:
         super().__init__()
-        model.check_output_fmt(output_fmt)
-        self.feature_info = FeatureInfo(model.feature_info, out_indices)
-        self.output_fmt, self.layout = output_fmt, model.layout
+        check_output_fmt(model, output_fmt)
+        self.feature_info = FeatureInfo(model.feature_info, out_indices)  # type: ignore[arg-type]
+        self.output_fmt, self.layout = output_fmt, getattr(model, "layout", "NCHW")
         self.grad_checkpointing = False
-        model.prune_intermediate_layers(self.feature_info.out_indices, prune_norm=True)
+        self.taken = list(self.feature_info.out_indices)
+        if isinstance(model, Model):
+            model.prune_intermediate_layers(self.taken, prune_norm=True)
+            chain = model.chain
+        else:
+            chain = cut_chain(model, self.feature_info.info, max(self.taken), flatten_sequential)
         self.chain = tuple(
-            stage._replace(run=tuple(self._adopt(model, path, flatten) for path in stage.run)) for stage in model.chain
+            stage._replace(run=tuple(self._adopt(model, path, flatten_sequential) for path in stage.run))
+            for stage in chain
         )
 
-    def _adopt(self, model: Model, path: str, flatten: bool) -> str:
+    def _adopt(self, model: nn.Module, path: str, flatten: bool) -> str:
         name = path.replace(".", "_") if flatten else path.split(".")[0]
         if name not in self:
             self.add_module(name, locate(model, path if flatten else name))
@@ -95,13 +103,31 @@ class FeatureListNet(nn.ModuleDict):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
+    @property
+    def return_layers(self) -> dict[str, str]:
+        """Module name -> key of what is returned. Assigning it returns these levels instead, in the order they run;
+        a level behind the last one the net was built for is not there any more and is passed over."""
+        names = [self.feature_info.info[i]["module"] for i in self.taken]
+        return dict(zip(names, getattr(self, "keys_out", None) or map(str, self.taken), strict=True))
+
+    @return_layers.setter
+    def return_layers(self, layers: Mapping[str, Any]) -> None:
+        kept = [stage.name for stage in self.chain if stage.is_level]
+        modules = [row["module"] for row in self.feature_info.info]
+        if unknown := [name for name in layers if name not in modules]:
+            near = did_you_mean(unknown[0], modules)
+            raise UnknownArgumentError(f"no feature level leaves {unknown[0]!r}.{near}")
+        self.taken = [i for i in range(len(kept)) if modules[i] in layers]
+        if hasattr(self, "keys_out"):
+            self.keys_out = [str(layers[modules[i]]) for i in self.taken]
+
     def collect(self, x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = []
         for stage in self.chain:
             x = run_stage(self, stage, x, self.grad_checkpointing)
             if stage.is_level:
                 maps.append(x)
-        return [to_map(maps[i], self.layout, self.output_fmt) for i in self.feature_info.out_indices]
+        return [to_map(maps[i], self.layout, self.output_fmt) for i in self.taken]
 
     def forward(self, x: Tensor) -> Any:
         return self.collect(x)
@@ -112,7 +138,7 @@ class FeatureDictNet(FeatureListNet):
 
     def __init__(
         self,
-        model: Model,
+        model: nn.Module,
         out_indices: int | Sequence[int] | None = None,
         *,
         out_map: Sequence[str | int] | None = None,
@@ -163,19 +189,22 @@ class FeatureHookNet(nn.Module):
     """The outputs of any named modules, caught by hooks while `forward_features` runs.
 
     `out_indices` are feature levels, or names as in `model.named_modules()`. Channels and strides in `feature_info` are
-    measured by one pass without arithmetic (on the meta device) at `input_size`.
+    measured by one pass without arithmetic (on the meta device) at `input_size`, by default the model's own.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: nn.Module,
         out_indices: int | Sequence[int] | Sequence[str] | None = None,
         *,
         out_map: Sequence[str | int] | None = None,
         return_dict: bool = False,
-        input_size: tuple[int, int, int] = (3, 224, 224),
+        input_size: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
+        if input_size is None:
+            side = getattr(getattr(model, "config", None), "img_size", 224)
+            input_size = (input_channels(model), *(side if isinstance(side, tuple | list) else (side, side)))
         if isinstance(out_indices, list | tuple) and out_indices and all(isinstance(n, str) for n in out_indices):
             names = list(out_indices)
         else:
@@ -184,7 +213,7 @@ class FeatureHookNet(nn.Module):
         for name in names:
             if name not in known or not name:
                 raise UnknownArgumentError(f"{type(model).__name__} has no module {name!r}.{did_you_mean(name, known)}")
-        model.reset_classifier(0, "")
+        drop_head(model)
         self.model, self.names = model, names
         self.feature_info = FeatureInfo(_measure(model, names, input_size), None)
         self.keys_out = _output_keys(self.feature_info, out_map) if return_dict or out_map is not None else None
@@ -197,14 +226,14 @@ class FeatureHookNet(nn.Module):
         return caught if self.keys_out is None else OrderedDict(zip(self.keys_out, caught, strict=True))
 
 
-def _catch(model: Model, names: list[str], x: Tensor) -> list[Tensor]:
+def _catch(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
     caught: dict[str, Tensor] = {}
     handles = [
         model.get_submodule(n).register_forward_hook(lambda m, args, out, n=n: caught.__setitem__(n, out))
         for n in names
     ]
     try:
-        model.forward_features(x)
+        getattr(model, "forward_features", model)(x)
     finally:
         for handle in handles:
             handle.remove()
@@ -213,15 +242,15 @@ def _catch(model: Model, names: list[str], x: Tensor) -> list[Tensor]:
     return [caught[n] for n in names]
 
 
-def _measure(model: Model, names: list[str], input_size: tuple[int, int, int]) -> list[dict[str, Any]]:
+def _measure(model: nn.Module, names: list[str], input_size: tuple[int, int, int]) -> list[dict[str, Any]]:
     probe = deepcopy(model).to("meta").eval()
     with torch.no_grad():
         outs = _catch(probe, names, torch.empty((1, *input_size), device="meta"))
-    rows = []
+    rows, layout = [], getattr(model, "layout", "NCHW")
     for name, out in zip(names, outs, strict=True):
         maps = out.ndim == 4
-        channels = out.shape[-1] if model.layout != "NCHW" or not maps else out.shape[1]
-        height = out.shape[1] if maps and model.layout == "NHWC" else out.shape[2] if maps else None
+        channels = out.shape[-1] if layout != "NCHW" or not maps else out.shape[1]
+        height = out.shape[1] if maps and layout == "NHWC" else out.shape[2] if maps else None
         rows.append({"num_chs": channels, "reduction": input_size[1] // height if height else None, "module": name})
     return rows
 
@@ -230,21 +259,30 @@ FORMS = ("list", "dict", "hook", "getter")
 
 
 def feature_net(
-    model: Model, *, out_indices: Any = None, feature_cls: str = "list", flatten: bool = False, **kwargs: Any
+    model: nn.Module,
+    *,
+    out_indices: Any = None,
+    feature_cls: str | type[nn.Module] = "list",
+    flatten: bool = False,
+    **kwargs: Any,
 ) -> nn.Module:
-    """Wrap a model as a feature extractor. `feature_cls`: list, dict, hook (any module by name) or getter."""
+    """Wrap a model as a feature extractor. `feature_cls`: list, dict, hook (any module by name), getter, or a class of
+    your own that is called with the model and `out_indices`."""
+    if not isinstance(feature_cls, str):
+        return feature_cls(model, out_indices=out_indices, **kwargs)
     if isinstance(out_indices, list | tuple) and any(isinstance(i, str) for i in out_indices):
         feature_cls = "hook"
-    if feature_cls == "list":
-        return FeatureListNet(model, out_indices, flatten=flatten, **kwargs)
-    if feature_cls == "dict":
-        if all(isinstance(locate(model, path), nn.Module) for stage in model.chain for path in stage.run):
-            return FeatureDictNet(model, out_indices, flatten=flatten, **kwargs)
-        return FeatureGetterNet(model, out_indices, return_dict=True, **kwargs)
+    if feature_cls in ("list", "dict"):
+        as_dict = feature_cls == "dict"
+        chain = model.chain if isinstance(model, Model) else ()
+        if all(isinstance(locate(model, path), nn.Module) for stage in chain for path in stage.run):
+            net = FeatureDictNet if as_dict else FeatureListNet
+            return net(model, out_indices, flatten_sequential=flatten, **kwargs)
+        return FeatureGetterNet(model, out_indices, return_dict=as_dict, **kwargs)  # type: ignore[arg-type]
     if feature_cls == "hook":
         return FeatureHookNet(model, out_indices, **kwargs)
     if feature_cls == "getter":
-        return FeatureGetterNet(model, out_indices, **kwargs)
+        return FeatureGetterNet(model, out_indices, **kwargs)  # type: ignore[arg-type]
     raise UnknownArgumentError(
         f"feature_cls={feature_cls!r}.{did_you_mean(feature_cls, FORMS)} Known: {', '.join(FORMS)}"
     )
