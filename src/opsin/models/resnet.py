@@ -9,10 +9,11 @@ the stems and shortcuts of "Bag of Tricks" (https://arxiv.org/abs/1812.01187), a
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.layers import (
     DropPath,
     SelectAdaptivePool2d,
@@ -28,7 +29,7 @@ from opsin.models._family import Family
 from opsin.models._model import Model
 from opsin.models._pruning import apply_pruning
 
-__all__ = ["BasicBlock", "Bottleneck", "Config", "ResNet"]
+__all__ = ["BasicBlock", "Bottleneck", "Config", "ResNet", "ResidualBlock"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +145,6 @@ class Bottleneck(ResidualBlock):
         nn.init.zeros_(self.bn3.weight)
 
 
-BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
-
-
 def conv3x3(in_chs: int, out_chs: int, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_chs, out_chs, 3, stride, dilation, dilation, groups, bias=False)
 
@@ -171,6 +169,7 @@ class ResNet(Model):
     """Stem, four stages of residual blocks, pooled linear head."""
 
     Config = Config
+    blocks: ClassVar[Mapping[str, type[ResidualBlock]]] = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
     positional = ("block", "layers", "num_classes", "in_chans", "output_stride", "global_pool")
 
     def build(self, c: Config) -> None:
@@ -190,7 +189,7 @@ class ResNet(Model):
             if stride >= c.output_stride:
                 dilation, step = dilation * step, 1
             stride *= step
-            block = BLOCKS[block] if isinstance(block, str) else block
+            block = self.find_block(block)
             layer = self.build_stage(block, width, planes, c, step, dilation, first_dilation, drop)
             self.add_module(f"layer{i + 1}", layer)
             width = planes * block.expansion
@@ -200,6 +199,15 @@ class ResNet(Model):
         self.build_head(c)
         if c.pruned:
             apply_pruning(self, c.pruned)
+
+    def find_block(self, block: str | type[ResidualBlock]) -> Any:
+        """The block class of a name, or the class itself."""
+        if not isinstance(block, str):
+            return block
+        if block not in self.blocks:
+            near = did_you_mean(block, self.blocks)
+            raise UnknownArgumentError(f"no block {block!r}.{near} Known: {', '.join(self.blocks)}")
+        return self.blocks[block]
 
     def build_stem(self, c: Config) -> int:
         """Stride 2; returns the width."""
@@ -255,6 +263,8 @@ class ResNet(Model):
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d) and ".se." not in name:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
             return True
         return False
 
@@ -266,8 +276,8 @@ class ResNet(Model):
 
 
 Basic, Bottle = partial(Config, block=BasicBlock), partial(Config, block=Bottleneck)
-D = {"stem_width": 32, "stem_type": "deep", "avg_down": True}  # ResNet-D
-T = {"stem_width": 32, "stem_type": "deep_tiered", "avg_down": True}
+D: dict[str, Any] = {"stem_width": 32, "stem_type": "deep", "avg_down": True}  # ResNet-D
+T: dict[str, Any] = {"stem_width": 32, "stem_type": "deep_tiered", "avg_down": True}
 SE, ECA, SE_RS = {"attn_layer": "se"}, {"attn_layer": "eca"}, {"attn_layer": "se", "attn_args": {"rd_ratio": 0.25}}
 
 VARIANTS = {

@@ -10,7 +10,7 @@ from opsin.layers.selective_kernel import SelectiveKernel
 from opsin.models._family import Family
 from opsin.models.resnet import Config, ResidualBlock, ResNet
 
-__all__ = ["SelectiveKernelBasic", "SelectiveKernelBottleneck"]
+__all__ = ["Config", "SKNet", "SelectiveKernelBasic", "SelectiveKernelBottleneck"]
 
 
 class ConvNormAct(nn.Module):
@@ -79,10 +79,20 @@ class SelectiveKernelBottleneck(ResidualBlock):
         nn.init.zeros_(self.conv3.bn.weight)
 
 
+class SKNet(ResNet):
+    """ResNet with selective kernels; `block_args` takes their arguments as `sk_kwargs`."""
+
+    blocks = {
+        **ResNet.blocks,
+        "SelectiveKernelBasic": SelectiveKernelBasic,
+        "SelectiveKernelBottleneck": SelectiveKernelBottleneck,
+    }
+
+
 SPLIT = {"sk_kwargs": {"rd_ratio": 1 / 8, "rd_divisor": 16, "split_input": True}}
 FULL = {"sk_kwargs": {"rd_ratio": 1 / 16, "rd_divisor": 32, "split_input": False}}
-Basic = partial(Config, block=SelectiveKernelBasic, zero_init_last=False, block_args=SPLIT)
-Bottle = partial(Config, block=SelectiveKernelBottleneck, zero_init_last=False)
+Basic = partial(Config, block="SelectiveKernelBasic", zero_init_last=False, block_args=SPLIT)
+Bottle = partial(Config, block="SelectiveKernelBottleneck", zero_init_last=False)
 
 VARIANTS = {
     "skresnet18": Basic(layers=(2, 2, 2, 2)),
@@ -98,5 +108,5 @@ VARIANTS = {
     "skresnext50_32x4d": Bottle(layers=(3, 4, 6, 3), cardinality=32, base_width=4, block_args=FULL),
 }
 
-family = Family(ResNet, VARIANTS)
+family = Family(SKNet, VARIANTS)
 __getattr__ = family.module_getattr(__name__)
