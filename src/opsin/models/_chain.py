@@ -1,7 +1,7 @@
 """The chain: what a model runs, in order, and where along it features can be taken."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,15 +53,21 @@ def split_blocks(module, path: str) -> Iterator[tuple[str, nn.Module]]:
         yield path, module
 
 
-def run_stage(root: nn.Module, stage: Stage, x: Tensor, checkpointing: bool = False) -> Tensor:
-    """Run one link of the chain; with `checkpointing` its blocks are computed again in the backward pass."""
+def run_stage(
+    root: nn.Module, stage: Stage, x: Tensor, checkpointing: bool = False, block_args: dict[str, Any] | None = None
+) -> Tensor:
+    """Run one link of the chain; with `checkpointing` its blocks are computed again in the backward pass.
+
+    `block_args` are further keywords for the blocks of feature levels, such as an attention mask.
+    """
+    args = block_args if block_args and stage.is_level else {}
     for path in stage.run:
         part = locate(root, path)
         if checkpointing and stage.checkpoint and torch.is_grad_enabled():
             for _, block in split_blocks(part, path):
-                x = checkpoint(block, x, use_reentrant=False)  # type: ignore[assignment]
+                x = checkpoint(block, x, use_reentrant=False, **args)  # type: ignore[assignment]
         else:
-            x = part(x)
+            x = part(x, **args)
     return x
 
 

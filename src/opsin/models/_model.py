@@ -156,21 +156,34 @@ class Model(nn.Module):
         self.check_output_fmt(output_fmt)
         if stop_early and not intermediates_only:
             raise UnknownArgumentError("stop_early leaves no final features: pass intermediates_only=True with it")
-        levels = self.levels()
-        chosen = normalize_indices(indices, len(levels))
+        size = (x.shape[-2], x.shape[-1])
+        x, taken = self.run_chain(x, indices, norm=norm, stop_early=stop_early)
+        maps = [self.as_map(level, size, output_fmt) for level in taken]
+        return maps if intermediates_only else (x, maps)
+
+    def run_chain(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+        block_args: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What leaves the chain, and what left the chosen levels, in the model's own layout."""
+        chosen = normalize_indices(indices, len(self.levels()))
         closing = self._closing_norm() if norm else None
-        size, taken, level = (x.shape[-2], x.shape[-1]), {}, 0
+        taken, level = {}, 0
         for stage in self.chain:
-            x = run_stage(self, stage, x, self.grad_checkpointing)
+            x = run_stage(self, stage, x, self.grad_checkpointing, block_args)
             if not stage.is_level:
                 continue
             if level in chosen:
-                taken[level] = self.as_map(closing(x) if closing else x, size, output_fmt)
+                taken[level] = closing(x) if closing else x
             if stop_early and level == max(chosen):
                 break
             level += 1
-        maps = [taken[i] for i in chosen]
-        return maps if intermediates_only else (x, maps)
+        return x, [taken[i] for i in chosen]
 
     def check_output_fmt(self, output_fmt: str) -> None:
         if output_fmt not in ("NCHW", "NHWC"):
@@ -296,9 +309,11 @@ class Model(nn.Module):
 
     # -- head ------------------------------------------------------------------------------------------------------
 
-    def get_classifier(self) -> nn.Module:
-        """The layer that gives the logits; Identity for `num_classes=0`."""
-        return locate(self, self.classifier_path)  # type: ignore[arg-type]
+    def get_classifier(self) -> Any:
+        """The layer that gives the logits (a tuple of them where there are several); Identity for `num_classes=0`."""
+        if isinstance(self.classifier_path, str):
+            return locate(self, self.classifier_path)
+        return tuple(locate(self, path) for path in self.classifier_path)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes` (0: none), and another pooling if named."""
@@ -307,15 +322,18 @@ class Model(nn.Module):
         pool = self.config.global_pool if global_pool is None else global_pool
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
         self.num_classes = num_classes
+        like = next((p for p in self.parameters()), None)
+        held = (*self.modules(), *self.parameters())  # kept alive: the id of a freed part could be given to a new one
+        before = {id(part) for part in held}
         with skip_init():
             self.build_head(self.config)
-        paths = (self.classifier_path,) if isinstance(self.classifier_path, str) else self.classifier_path
-        like = next((p for p in self.parameters()), None)
-        for path in paths:
-            head = locate(self, path)
-            if like is not None:
-                head.to(device=like.device, dtype=like.dtype)
-            self.init_weights(only=[f"{path}.{name}" for name, _ in head.named_parameters()])
+        for module in self.modules():
+            if id(module) not in before:
+                module.training = self.training
+                if like is not None:
+                    module.to(device=like.device, dtype=like.dtype)
+        if fresh := [name for name, p in self.named_parameters() if id(p) not in before]:
+            self.init_weights(only=fresh)
 
     def remove_head(self) -> None:
         """Give the maps as they leave the chain; a head that holds more than pooling and classifier drops that too."""
