@@ -4,9 +4,12 @@ Format of safetensors: https://github.com/huggingface/safetensors#format.
 
 Safetensors are read with `read()` into memory that each tensor owns alone, by two threads or more. So the file may be
 truncated, replaced or deleted at any later moment: nothing of it is mapped, and no access can end in SIGBUS. No tensor
-shares storage with another: saving or copying a part of a model costs that part. `mmap=True` maps the file privately
-instead: quicker still and without a copy, for files that nobody rewrites in place (a file truncated under such a map
-kills the process, which is why this is not the default).
+shares storage with another: saving or copying a part of a model costs that part.
+
+`mmap=True` maps the file privately instead: many times quicker and without a copy. It is for files that are only ever
+replaced whole, such as those of the download caches (`opsin.weights.sources.is_settled` tells). A mapped file that is
+replaced or deleted lives on until its tensors are gone; one that somebody truncates in place ends the process, which is
+why no other file is mapped unasked.
 """
 
 import json
