@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from opsin import catalog
 from opsin.catalog import PretrainedCfg
 from opsin.errors import UnknownArgumentError
 from opsin.models._config import ModelConfig
@@ -58,9 +59,16 @@ def create_model(
     arch, tag = resolve_name(model_name)
     record = _record(arch, tag, pretrained_cfg, pretrained_cfg_overlay)
     if entrypoint := user_entrypoint(arch):
-        named = {"pretrained_cfg": record, "cache_dir": cache_dir, "features_only": features_only or None}
-        named |= {"checkpoint_path": checkpoint_path} | kwargs
-        return entrypoint(pretrained=pretrained, **{k: v for k, v in named.items() if v is not None})
+        # the user's function finds its own default record; it is handed one only where one was asked for
+        chosen = tag or pretrained_cfg or pretrained_cfg_overlay
+        named = {"pretrained_cfg": record if chosen else None, "cache_dir": cache_dir}
+        named |= {"features_only": features_only or None} | kwargs
+        model = entrypoint(pretrained=pretrained, **{k: v for k, v in named.items() if v is not None})
+        if checkpoint_path:
+            from opsin.weights.pretrained import load_checkpoint
+
+            load_checkpoint(model, checkpoint_path)
+        return model
     family = find_family(arch)
     feature_args = {k: kwargs.pop(k) for k in FEATURE_ARGS if k in kwargs}
     if feature_args and not features_only:
@@ -75,7 +83,7 @@ def create_model(
         cache_dir=cache_dir,
         checkpoint_path=checkpoint_path,
     )
-    return _as_features(model, family, feature_args) if features_only else model
+    return _as_features(model, arch, family, feature_args) if features_only else model
 
 
 def build_model(
@@ -151,7 +159,8 @@ def _with_record(config: ModelConfig, record: PretrainedCfg, kwargs: dict[str, A
     return config.override(arch, **{**named, **given})
 
 
-def _as_features(model: Model, family: Family, args: dict[str, Any]) -> nn.Module:
-    defaults = {"out_indices": family.out_indices, "feature_cls": family.feature_cls}
+def _as_features(model: Model, arch: str, family: Family, args: dict[str, Any]) -> nn.Module:
+    levels = catalog.model_facts(arch).out_indices if family.out_indices is None else family.out_indices
+    defaults = {"out_indices": levels, "feature_cls": family.feature_cls}
     args = defaults | {k: v for k, v in args.items() if v is not None}
     return feature_net(model, flatten=family.flatten_features, **args)

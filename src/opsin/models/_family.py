@@ -26,7 +26,7 @@ class Family:
         adapt: `(state_dict, model) -> state_dict`: the one hook that renames and reshapes older or original layouts and
             resamples what depends on the image size. It must leave today's layout as it is.
         models: architecture name -> class, for the few variants that another class builds.
-        out_indices: default feature levels of `features_only`: None for all, n for the last n.
+        out_indices: default feature levels of `features_only`, n for the last n; None for those in the catalog.
         feature_cls: default form of `features_only`, see `opsin.models.features`.
         flatten_features: name the parts of a feature net with underscores, as published checkpoints of such nets do.
     """
