@@ -347,3 +347,18 @@ class Model(nn.Module):
     def default_cfg(self) -> dict[str, Any]:
         """The older name of `pretrained_cfg`."""
         return self.pretrained_cfg
+
+    @default_cfg.setter
+    def default_cfg(self, cfg: dict[str, Any]) -> None:
+        self.pretrained_cfg = cfg
+
+    # -- names that subclasses and wrappers written for timm call ------------------------------------------------------
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The initial values of one module: `self.apply(self._init_weights)`."""
+        if not self.init_module(module, "") and module is not self and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def init_non_persistent_buffers(self) -> None:
+        """As `reset_buffers`; transformers calls it after a build on the meta device."""
+        self.reset_buffers()

@@ -103,6 +103,12 @@ class FeatureListNet(nn.ModuleDict):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the non-persistent buffers again; transformers calls it after a build on the meta device."""
+        for module in self.modules():
+            if hasattr(module, "reset_buffers"):
+                module.reset_buffers()
+
     @property
     def return_layers(self) -> dict[str, str]:
         """Module name -> key of what is returned. Assigning it returns these levels instead, in the order they run;

@@ -136,6 +136,7 @@ _UTILS |= {"natural_key": "opsin.catalog:natural_key"}
 
 # --- the modules -----------------------------------------------------------------------------------------------------
 
+_EFFICIENTNET = ("opsin.models._efficientnet_blocks",)
 _ALL_MODELS = _CREATE | _REGISTRY | _BUILD | _LOAD | _MANIPULATE | _FEATURES | _SWITCHES
 
 VIEWS: dict[str, View] = {
@@ -171,6 +172,10 @@ VIEWS: dict[str, View] = {
     "timm.models._manipulate": View(names=_MANIPULATE),
     "timm.models.features": View(names=_FEATURES),
     "timm.models._features": View(names=_FEATURES),
+    "timm.models.efficientnet_blocks": View(homes=_EFFICIENTNET),
+    "timm.models._efficientnet_blocks": View(homes=_EFFICIENTNET),
+    "timm.models.efficientnet_builder": View(homes=_EFFICIENTNET),
+    "timm.models._efficientnet_builder": View(homes=_EFFICIENTNET),
 }
 
 
