@@ -26,6 +26,8 @@ def shrink(arch: str) -> dict[str, Any]:
     config = find_family(arch).variants[arch]
     names = config.names()
     small: dict[str, Any] = {}
+    if "layers" in names and isinstance(config.layers, tuple) and not getattr(config, "pruned", ""):
+        small["layers"] = tuple(min(layers, 2) for layers in config.layers)
     if "depth" in names:
         small["depth"] = min(config.depth, 3)
     if "embed_dim" in names and isinstance(config.embed_dim, int):
