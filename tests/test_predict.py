@@ -695,3 +695,15 @@ def test_demo_photos_are_real_and_need_no_download():
     assert len(photos) >= 5
     for photo in photos:
         assert open_image(photo).size > (100, 100)
+
+
+def test_demo_names_what_everybody_sees(tmp_path, capsys):
+    """Real weights on real photos, through the whole house."""
+    assert demo_cli.demo(output=tmp_path / "demo.png") == 0
+    out, err = capsys.readouterr()
+    told = {name: out.split(f"{name}\n")[1].splitlines()[0] for name in ("chelsea.png", "coffee.png", "camera.png")}
+    assert " cat " in told["chelsea.png"]
+    assert "espresso" in told["coffee.png"]
+    assert "tripod" in told["camera.png"]
+    assert "8 images in" in err
+    assert open_image(tmp_path / "demo.png").width > 1000
