@@ -246,7 +246,8 @@ def fetch_in_child(server, cache, source, **env):
         "    print(float(read_state_dict(path)['w'][0]), path)\n"
         "except WeightsError as error:\n    sys.exit(f'ERROR {error}')\n"
     )
-    process = child(code, HF_ENDPOINT=server.url, HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_XET="1", **env)
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    process = child(code, **(quiet | {"HF_ENDPOINT": server.url} | env))
     out, err = process.communicate()
     return out.split(), err
 
