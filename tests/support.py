@@ -28,11 +28,13 @@ def shrink(arch: str) -> dict[str, Any]:
     small: dict[str, Any] = {}
     if "layers" in names and isinstance(config.layers, tuple) and not getattr(config, "pruned", ""):
         small["layers"] = tuple(min(layers, 2) for layers in config.layers)
-    if "depth" in names:
+    if "depth" in names and "w0" not in names:  # of a RegNet it decides the number of stages
         small["depth"] = min(config.depth, 3)
     if "embed_dim" in names and isinstance(config.embed_dim, int):
         heads = 4
         small |= {"embed_dim": 16 * heads, "num_heads": heads}
+    if getattr(config, "mlp_layer", "") in ("GluMlp", "SwiGLUPacked"):
+        small["mlp_ratio"] = 4.0  # a hidden width that splits in halves
     if "img_size" in names:
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         small["img_size"] = (4 * patch, 5 * patch)

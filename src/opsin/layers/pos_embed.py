@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["resample_abs_pos_embed", "resample_abs_pos_embed_nhwc", "resample_patch_embed"]
+from opsin.errors import WeightsError
+
+__all__ = ["resample_abs_pos_embed", "resample_abs_pos_embed_nhwc", "resample_patch_embed", "resize_rel_pos_bias_table"]
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +38,16 @@ def resample_abs_pos_embed(
         verbose: log the two sizes.
 
     Raises:
-        ValueError: no `old_size` given and the embeddings are not a square.
+        WeightsError: the embeddings do not make `old_size`, or without it no square.
     """
     new_size = (int(new_size[0]), int(new_size[1]))
     count = posemb.shape[1] - num_prefix_tokens
     if old_size is None:
-        side = math.isqrt(count)
-        if side * side != count:
-            raise ValueError(
-                f"{count} position embeddings are not a square grid (num_prefix_tokens={num_prefix_tokens}): name old_size"
-            )
-        old_size = (side, side)
-    if tuple(old_size) == new_size:
+        old_size = _square(count, "position embeddings")
+    old_size = (int(old_size[0]), int(old_size[1]))
+    if old_size[0] * old_size[1] != count:
+        raise WeightsError(f"{count} position embeddings do not make a grid of {old_size[0]}x{old_size[1]}")
+    if old_size == new_size:
         return posemb
     prefix, grid = posemb[:, :num_prefix_tokens], posemb[:, num_prefix_tokens:]
     grid = grid.reshape(1, old_size[0], old_size[1], -1)
@@ -97,3 +97,36 @@ def resample_patch_embed(
     inverse = torch.linalg.pinv(resize).to(patch_embed.device)  # (new, old)
     kernels = patch_embed.float().flatten(2) @ inverse.T
     return kernels.unflatten(2, new).to(patch_embed.dtype)
+
+
+def resize_rel_pos_bias_table(
+    table: Tensor, new_window_size: Sequence[int], *, num_extra: int = 0, interpolation: str = "bicubic"
+) -> Tensor:
+    """Relative position biases for another window.
+
+    Args:
+        table: (positions + num_extra, heads) with square source windows, or (heads, rows, columns).
+        new_window_size: rows and columns of the new window; offsets run over 2·rows - 1 by 2·columns - 1.
+        num_extra: trailing entries that stand for prefix tokens; they stay as they are.
+        interpolation: `bicubic` or `bilinear`.
+    """
+    size = (2 * new_window_size[0] - 1, 2 * new_window_size[1] - 1)
+    if table.ndim == 3:
+        if tuple(table.shape[1:]) == size:
+            return table
+        image = F.interpolate(table.float()[None], size=size, mode=interpolation, align_corners=False)
+        return image[0].to(table.dtype)
+    positions = table.shape[0] - num_extra
+    old = _square(positions, "relative position biases")
+    if old == size:
+        return table
+    image = table[:positions].float().T.reshape(1, -1, *old)
+    image = F.interpolate(image, size=size, mode=interpolation, align_corners=False)
+    return torch.cat([image.flatten(2)[0].T.to(table.dtype), table[positions:]])
+
+
+def _square(count: int, what: str) -> tuple[int, int]:
+    side = math.isqrt(count)
+    if side * side != count:
+        raise WeightsError(f"{count} {what} do not make a square; the old size must be given")
+    return side, side

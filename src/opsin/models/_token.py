@@ -85,7 +85,7 @@ class TokenModel(Model):
 
         Args:
             return_prefix_tokens: each entry is `(map, prefix tokens (B, P, C))`.
-            output_fmt: NCHW for maps (B, C, h, w), NLC for patch tokens (B, h * w, C).
+            output_fmt: NCHW or NHWC for maps, NLC for patch tokens (B, h * w, C).
             attn_mask, is_causal: as in `forward_features`.
         """
         self.check_output_fmt(output_fmt)
@@ -124,14 +124,15 @@ class TokenModel(Model):
         )
 
     def check_output_fmt(self, output_fmt: str) -> None:
-        if output_fmt not in ("NCHW", "NLC"):
-            raise UnknownArgumentError(f"output_fmt is NCHW or NLC for {type(self).__name__}, not {output_fmt!r}")
+        if output_fmt not in ("NCHW", "NHWC", "NLC"):
+            raise UnknownArgumentError(f"output_fmt is NCHW, NHWC or NLC for {type(self).__name__}, not {output_fmt!r}")
 
     def as_map(self, x: Tensor, image_size: tuple[int, int], output_fmt: str = "NCHW") -> Tensor:
         x = x[:, self.num_prefix_tokens :]
         if output_fmt == "NLC":
             return x
-        return x.unflatten(1, self.patch_embed.dynamic_feat_size(image_size)).permute(0, 3, 1, 2).contiguous()
+        x = x.unflatten(1, self.patch_embed.dynamic_feat_size(image_size))
+        return x if output_fmt == "NHWC" else x.permute(0, 3, 1, 2).contiguous()
 
     # -- image size ------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ def checkpoint_filter_fn(
     antialias: bool = True,
     align_corners: bool | None = None,
 ) -> dict[str, Tensor]:
-    """`adapt` with its choices as arguments: rename DeiT III's `gamma_1` to `ls1.gamma`, and how tables are resampled."""
+    """`adapt` with its choices as arguments: whether DeiT III's `gamma_1` is renamed, and how tables are resampled."""
     how = {"interpolation": interpolation, "antialias": antialias, "align_corners": align_corners}
     return _convert(state_dict, model, adapt_layer_scale, how)
 
@@ -85,7 +85,7 @@ def _fit(state: dict[str, Tensor], model: Any, how: dict[str, Any]) -> dict[str,
 
 
 def _old_grid(count: int, projection: Tensor | None, model: Any) -> tuple[int, int]:
-    """The grid a checkpoint's position embedding was trained on: the record's image size tells where it is no square."""
+    """The grid of a checkpoint's position embedding: the record's image size tells where it is no square."""
     patch = projection.shape[-2:] if projection is not None and projection.ndim == 4 else model.patch_embed.patch_size
     record = (model.pretrained_cfg or {}).get("input_size")
     for size in filter(None, (record and record[-2:], model.patch_embed.img_size)):
@@ -229,7 +229,7 @@ RADIO = "radio_model.model."
 
 
 def _radio(state: State, model: Any, how: dict[str, Any]) -> State:
-    """One class token per teacher, then registers: the first stays the class token. Input scaling and heads are left out.
+    """One class token per teacher, then registers: the first stays the class token. Input scaling and heads go.
 
     The big square position table is resized to the larger side of the grid and cropped, as RADIO itself does.
     """
@@ -309,6 +309,10 @@ def _flax_tensor(key: str, value: Tensor) -> Tensor:
 
 HF_RULES: Rules = (
     (r"^(vit|deit|dinov2|dinov2_with_registers|vision_model)\.", ""),
+    (r"^head\.probe$", "attn_pool.latent"),
+    (r"^head\.attention\.", "attn_pool."),
+    (r"^head\.layernorm\.", "attn_pool.norm."),
+    (r"^head\.mlp\.", "attn_pool.mlp."),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -331,14 +335,13 @@ HF_RULES: Rules = (
     (r"^(layernorm|post_layernorm)\.", "norm."),
     (r"^(classifier|cls_classifier)\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),
-    (r"^head\.probe$", "attn_pool.latent"),
-    (r"^head\.attention\.", "attn_pool."),
-    (r"^head\.layernorm\.", "attn_pool.norm."),
-    (r"^head\.mlp\.", "attn_pool.mlp."),
     (r"\.out_proj\.", ".proj."),
     (r"\.(q_proj|query)\.", ".q_proj."),
     (r"\.(k_proj|key)\.", ".k_proj."),
     (r"\.(v_proj|value)\.", ".v_proj."),
+)
+HF_UNUSED = re.compile(
+    r"^(text_model\.|text_projection|logit_|visual_projection|(\w+\.)?pooler\.)|(mask_token|position_ids)$"
 )
 
 

@@ -68,7 +68,7 @@ class VisionTransformerDistilled(VisionTransformer):
         return Outputs(features, self.forward_head(final, pre_logits=True), self.forward_head(final))
 
 
-Deit3 = partial(Config, no_embed_class=True, init_values=1e-06)
+Deit3 = partial(Config, no_embed_class=True, init_values=1e-6)
 TI = {"embed_dim": 192, "num_heads": 3}
 S = {"embed_dim": 384, "num_heads": 6}
 M = {"embed_dim": 512, "num_heads": 8}

@@ -1,7 +1,7 @@
-"""Vision Transformer (https://arxiv.org/abs/2010.11929), plain and as trained in AugReg (https://arxiv.org/abs/2106.10270).
+"""Vision Transformer (https://arxiv.org/abs/2010.11929), plain and as in AugReg (https://arxiv.org/abs/2106.10270).
 
-The class serves more lineages; each has its own table: `vit_clip`, `vit_siglip`, `vit_dinov2`, `vit_reg`, `vit_parallel`,
-`vit_jepa`, `vit_radio`, `vit_aimv2`, `vit_beit3`, `vit_flexi`, and `deit`.
+The class serves more lineages; each has its own table: `vit_clip`, `vit_siglip`, `vit_dinov2`, `vit_reg`,
+`vit_parallel`, `vit_jepa`, `vit_radio`, `vit_aimv2`, `vit_beit3`, `vit_flexi`, and `deit`.
 """
 
 import math
@@ -24,7 +24,7 @@ from opsin.layers.norm import get_norm_layer
 from opsin.layers.patch_dropout import PatchDropout
 from opsin.layers.patch_embed import PatchEmbed
 from opsin.layers.pos_embed import resample_abs_pos_embed
-from opsin.layers.weight_init import lecun_normal_, trunc_normal_
+from opsin.layers.weight_init import trunc_normal_
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
@@ -40,6 +40,7 @@ from opsin.models._vit_blocks import (
     ResPostBlock,
     by_name,
 )
+from opsin.models._vit_init import INITIALISERS
 
 __all__ = [
     "Attention",
@@ -106,16 +107,14 @@ class Config(ModelConfig):
     resample: Mapping[str, Any] = field(default_factory=dict)
 
 
-INITS = ("", "jax", "jax_nlhb", "moco", "reset", "skip")
-
-
 class VisionTransformer(TokenModel):
     """Patch tokens, prefix tokens, `depth` blocks, a pooled linear head."""
 
     Config = Config
     positional = (
-        "img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads", "mlp_ratio",
-        "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values", "class_token",
+        "img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads",
+        "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values",
+        "class_token",
     )  # fmt: skip
 
     def build(self, c: Config) -> None:
@@ -165,7 +164,8 @@ class VisionTransformer(TokenModel):
                 dim=c.embed_dim, num_heads=c.num_heads, mlp_ratio=c.mlp_ratio, qkv_bias=c.qkv_bias, qk_norm=c.qk_norm,
                 scale_attn_norm=c.scale_attn_norm, scale_mlp_norm=c.scale_mlp_norm, proj_bias=c.proj_bias,
                 init_values=c.init_values, proj_drop=c.proj_drop_rate, attn_drop=c.attn_drop_rate, drop_path=rate,
-                norm_layer=norm, act_layer=c.act_layer or "gelu", mlp_layer=c.mlp_layer, attn_layer=c.attn_layer, depth=i,
+                norm_layer=norm, act_layer=c.act_layer or "gelu", mlp_layer=c.mlp_layer, attn_layer=c.attn_layer,
+                depth=i,
             )
             for i, rate in enumerate(drop_path_rates(c.drop_path_rate, (c.depth,))[0])
         ]  # fmt: skip
@@ -199,7 +199,7 @@ class VisionTransformer(TokenModel):
         return [token for token in (self.cls_token, self.reg_token) if token is not None]
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """Add positions and put the prefix tokens first; takes tokens, or a map (B, h, w, C) where sizes are dynamic."""
+        """Add positions, put the prefix tokens first; takes tokens, or a map (B, h, w, C) where sizes are dynamic."""
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens()]
         table = self.pos_embed
         if x.ndim == 4:
@@ -285,76 +285,12 @@ def check(c: Config) -> None:
         raise UnknownArgumentError("global_pool='token' needs class_token=True; a model without one pools with 'avg'")
     if c.pos_embed not in ("", "none", "learn"):
         raise UnknownArgumentError(f"pos_embed={c.pos_embed!r}: 'learn' or 'none'")
-    if c.weight_init not in INITS:
-        raise UnknownArgumentError(f"weight_init={c.weight_init!r}: {', '.join(map(repr, INITS))}")
+    if c.weight_init not in INITIALISERS:
+        raise UnknownArgumentError(f"weight_init={c.weight_init!r}: {', '.join(map(repr, INITIALISERS))}")
 
 
 def bind_norm(norm_layer: Any, eps: float | None) -> Any:
     return get_norm_layer(norm_layer) if eps is None else get_norm_layer(norm_layer, eps=eps)
-
-
-def init_plain(module: nn.Module, name: str, num_classes: int) -> bool:
-    if not isinstance(module, nn.Linear):
-        return False
-    trunc_normal_(module.weight, std=0.02)
-    _zero_bias(module)
-    return True
-
-
-def init_jax(module: nn.Module, name: str, num_classes: int, head_bias: float = 0.0) -> bool:
-    """As in the original JAX code."""
-    if isinstance(module, nn.Conv2d):
-        lecun_normal_(module.weight)
-        _zero_bias(module)
-    elif isinstance(module, nn.Linear) and name.startswith("head"):
-        nn.init.zeros_(module.weight)
-        nn.init.constant_(module.bias, head_bias)
-    elif isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None and "mlp" in name:
-            nn.init.normal_(module.bias, std=1e-6)
-        else:
-            _zero_bias(module)
-    else:
-        return False
-    return True
-
-
-def init_jax_nlhb(module: nn.Module, name: str, num_classes: int) -> bool:
-    """Negative log head bias: every class begins as equally unlikely."""
-    return init_jax(module, name, num_classes, head_bias=-math.log(max(num_classes, 1)))
-
-
-def init_moco(module: nn.Module, name: str, num_classes: int) -> bool:
-    """As in MoCo v3 (https://arxiv.org/abs/2104.02057): queries, keys and values count as three matrices."""
-    if not isinstance(module, nn.Linear):
-        return False
-    if "qkv" in name:
-        bound = math.sqrt(6.0 / (module.out_features // 3 + module.in_features))
-        nn.init.uniform_(module.weight, -bound, bound)
-    else:
-        nn.init.xavier_uniform_(module.weight)
-    _zero_bias(module)
-    return True
-
-
-def init_reset(module: nn.Module, name: str, num_classes: int) -> bool:
-    return False
-
-
-def _zero_bias(module: nn.Linear | nn.Conv2d) -> None:
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
-INITIALISERS = {
-    "": init_plain,
-    "jax": init_jax,
-    "jax_nlhb": init_jax_nlhb,
-    "moco": init_moco,
-    "reset": init_reset,
-    "skip": init_reset,
-}
 
 
 TI = {"embed_dim": 192, "num_heads": 3}
@@ -377,7 +313,7 @@ VARIANTS = {
         class_token=False,
         reg_tokens=1,
         global_pool="avg",
-        init_values=1e-05,
+        init_values=1e-5,
         dynamic_img_size=True,
     ),
     "test_vit3": Config(
@@ -390,7 +326,7 @@ VARIANTS = {
         reg_tokens=1,
         global_pool="map",
         pool_include_prefix=True,
-        init_values=1e-05,
+        init_values=1e-5,
     ),
     "test_vit4": Config(
         img_size=160,
@@ -401,7 +337,7 @@ VARIANTS = {
         class_token=False,
         reg_tokens=1,
         global_pool="avg",
-        init_values=1e-05,
+        init_values=1e-5,
         dynamic_img_size=True,
         norm_layer="rmsnorm",
     ),
@@ -409,10 +345,10 @@ VARIANTS = {
     "vit_base_patch16_224": Config(),
     "vit_base_patch16_224_miil": Config(qkv_bias=False),
     "vit_base_patch16_384": Config(img_size=384),
-    "vit_base_patch16_plus_240": Config(img_size=240, embed_dim=896, num_heads=14, init_values=1e-05),
+    "vit_base_patch16_plus_240": Config(img_size=240, embed_dim=896, num_heads=14, init_values=1e-5),
     "vit_base_patch32_224": Config(patch_size=32),
     "vit_base_patch32_384": Config(img_size=384, patch_size=32),
-    "vit_base_patch32_plus_256": Config(img_size=256, patch_size=32, embed_dim=896, num_heads=14, init_values=1e-05),
+    "vit_base_patch32_plus_256": Config(img_size=256, patch_size=32, embed_dim=896, num_heads=14, init_values=1e-5),
     "vit_giant_patch14_224": Config(patch_size=14, **G),
     "vit_gigantic_patch14_224": Config(patch_size=14, **GG),
     "vit_huge_patch14_224": Config(patch_size=14, **H),

@@ -19,7 +19,7 @@ Aim = partial(
     act_layer="silu",
     norm_layer="rmsnorm",
     embed_norm_layer="rmsnorm",
-    norm_eps=1e-05,
+    norm_eps=1e-5,
     mlp_layer="SwiGLU",
 )
 A1B = {"embed_dim": 2048, "depth": 24, "num_heads": 16, "mlp_ratio": 2.75}

@@ -8,7 +8,7 @@ from opsin.models.vision_transformer import Config, VisionTransformer
 
 __all__ = ["VARIANTS"]
 
-Beit3 = partial(Config, scale_attn_norm=True, scale_mlp_norm=True, global_pool="avg", norm_eps=1e-05)
+Beit3 = partial(Config, scale_attn_norm=True, scale_mlp_norm=True, global_pool="avg", norm_eps=1e-5)
 L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 
 VARIANTS = {

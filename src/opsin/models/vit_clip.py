@@ -1,5 +1,5 @@
-"""Image towers of CLIP (https://arxiv.org/abs/2103.00020), OpenCLIP (https://arxiv.org/abs/2212.07143), MetaCLIP, DFN and their
-fine-tunings: a norm before the blocks, epsilon 1e-5; the first CLIPs with the quick GELU.
+"""Image towers of CLIP (https://arxiv.org/abs/2103.00020), OpenCLIP (https://arxiv.org/abs/2212.07143), MetaCLIP, DFN
+and their fine-tunings: a norm before the blocks, epsilon 1e-5; the first CLIPs with the quick GELU.
 """
 
 from functools import partial
@@ -10,8 +10,8 @@ from opsin.models.vision_transformer import Config, VisionTransformer
 
 __all__ = ["VARIANTS"]
 
-Clip = partial(Config, pre_norm=True, norm_eps=1e-05)
-Quick = partial(Config, pre_norm=True, norm_eps=1e-05, act_layer="quick_gelu")
+Clip = partial(Config, pre_norm=True, norm_eps=1e-5)
+Quick = partial(Config, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu")
 M = {"embed_dim": 512, "num_heads": 8}
 BETWIXT = {"embed_dim": 640, "num_heads": 10}
 L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}

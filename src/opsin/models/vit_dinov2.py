@@ -8,8 +8,8 @@ from opsin.models.vision_transformer import Config, VisionTransformer
 
 __all__ = ["VARIANTS"]
 
-Dino = partial(Config, patch_size=14, img_size=518, init_values=1e-05)
-DinoReg = partial(Config, patch_size=14, img_size=518, init_values=1e-05, reg_tokens=4, no_embed_class=True)
+Dino = partial(Config, patch_size=14, img_size=518, init_values=1e-5)
+DinoReg = partial(Config, patch_size=14, img_size=518, init_values=1e-5, reg_tokens=4, no_embed_class=True)
 Tips = partial(Config, patch_size=14, img_size=448, init_values=1.0, reg_tokens=1, no_embed_class=True)
 S = {"embed_dim": 384, "num_heads": 6}
 L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}

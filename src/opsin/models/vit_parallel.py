@@ -20,18 +20,19 @@ Xp = partial(
     qk_norm=True,
 )
 Reg = partial(
-    Config, img_size=256, class_token=False, no_embed_class=True, reg_tokens=1, global_pool="avg", init_values=1e-05
+    Config, img_size=256, class_token=False, no_embed_class=True, reg_tokens=1, global_pool="avg", init_values=1e-5
 )
 L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+THINGS = {"init_values": 1e-5, "block_fn": "ParallelThingsBlock"}
 H = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 LITTLE = {"embed_dim": 320, "depth": 14, "num_heads": 5, "mlp_ratio": 5.6}
 WEE = {"embed_dim": 256, "depth": 14, "num_heads": 4, "mlp_ratio": 5}
 PWEE = {"embed_dim": 256, "depth": 16, "num_heads": 4, "mlp_ratio": 5}
 
 VARIANTS = {
-    "vit_base_patch16_18x2_224": Config(depth=18, init_values=1e-05, block_fn="ParallelThingsBlock"),
+    "vit_base_patch16_18x2_224": Config(depth=18, **THINGS),
     "vit_base_patch16_rpn_224": Config(
-        qkv_bias=False, init_values=1e-05, class_token=False, block_fn="ResPostBlock", global_pool="avg"
+        qkv_bias=False, init_values=1e-5, class_token=False, block_fn="ResPostBlock", global_pool="avg"
     ),
     "vit_base_patch16_xp_224": Xp(),
     "vit_dlittle_patch16_reg1_gap_256": Reg(**LITTLE, attn_layer="diff"),
@@ -40,10 +41,8 @@ VARIANTS = {
     "vit_huge_patch14_xp_224": Xp(patch_size=14, **H),
     "vit_large_patch14_xp_224": Xp(patch_size=14, **L),
     "vit_pwee_patch16_reg1_gap_256": Reg(**PWEE, block_fn="ParallelScalingBlock"),
-    "vit_small_patch16_18x2_224": Config(
-        embed_dim=384, depth=18, num_heads=6, init_values=1e-05, block_fn="ParallelThingsBlock"
-    ),
-    "vit_small_patch16_36x1_224": Config(embed_dim=384, depth=36, num_heads=6, init_values=1e-05),
+    "vit_small_patch16_18x2_224": Config(embed_dim=384, depth=18, num_heads=6, **THINGS),
+    "vit_small_patch16_36x1_224": Config(embed_dim=384, depth=36, num_heads=6, init_values=1e-5),
 }
 
 family = Family(VisionTransformer, VARIANTS, adapt=adapt, out_indices=3, feature_cls="getter")

@@ -1,5 +1,5 @@
-"""ViTs that pool by the mean, without class token, most with registers (https://arxiv.org/abs/2309.16588); some of searched shape
-(SoViT, https://arxiv.org/abs/2305.13035).
+"""ViTs that pool by the mean, without class token, most with registers (https://arxiv.org/abs/2309.16588); some of
+searched shape (SoViT, https://arxiv.org/abs/2305.13035).
 """
 
 from functools import partial
@@ -10,9 +10,9 @@ from opsin.models.vision_transformer import Config, VisionTransformer
 
 __all__ = ["VARIANTS"]
 
-Gap = partial(Config, class_token=False, global_pool="avg", qkv_bias=False, init_values=1e-06, fc_norm=False)
-Reg1 = partial(Config, class_token=False, no_embed_class=True, reg_tokens=1, global_pool="avg", init_values=1e-05)
-Reg4 = partial(Config, class_token=False, no_embed_class=True, reg_tokens=4, global_pool="avg", init_values=1e-05)
+Gap = partial(Config, class_token=False, global_pool="avg", qkv_bias=False, init_values=1e-6, fc_norm=False)
+Reg1 = partial(Config, class_token=False, no_embed_class=True, reg_tokens=1, global_pool="avg", init_values=1e-5)
+Reg4 = partial(Config, class_token=False, no_embed_class=True, reg_tokens=4, global_pool="avg", init_values=1e-5)
 M = {"embed_dim": 512, "num_heads": 8}
 BETWIXT = {"embed_dim": 640, "num_heads": 10}
 LITTLE = {"embed_dim": 320, "depth": 14, "num_heads": 5, "mlp_ratio": 5.6}
@@ -38,13 +38,13 @@ VARIANTS = {
     "vit_mediumd_patch16_reg4_gap_256": Reg4(img_size=256, **M, depth=20),
     "vit_mediumd_patch16_reg4_gap_384": Reg4(img_size=384, **M, depth=20),
     "vit_so150m2_patch16_reg1_gap_256": Config(
-        img_size=256, **SO150M2, init_values=1e-05, qkv_bias=False, class_token=False, reg_tokens=1, global_pool="avg"
+        img_size=256, **SO150M2, init_values=1e-5, qkv_bias=False, class_token=False, reg_tokens=1, global_pool="avg"
     ),
     "vit_so150m2_patch16_reg1_gap_384": Config(
-        img_size=384, **SO150M2, init_values=1e-05, qkv_bias=False, class_token=False, reg_tokens=1, global_pool="avg"
+        img_size=384, **SO150M2, init_values=1e-5, qkv_bias=False, class_token=False, reg_tokens=1, global_pool="avg"
     ),
     "vit_so150m2_patch16_reg1_gap_448": Config(
-        img_size=448, **SO150M2, init_values=1e-05, qkv_bias=False, class_token=False, reg_tokens=1, global_pool="avg"
+        img_size=448, **SO150M2, init_values=1e-5, qkv_bias=False, class_token=False, reg_tokens=1, global_pool="avg"
     ),
     "vit_so150m_patch16_reg4_gap_256": Config(
         img_size=256, **SO150M, class_token=False, reg_tokens=4, global_pool="avg", fc_norm=False

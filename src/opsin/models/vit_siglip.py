@@ -1,5 +1,5 @@
-"""Image towers of SigLIP (https://arxiv.org/abs/2303.15343) and SigLIP 2 (https://arxiv.org/abs/2502.14786), which pool by attention;
-the `gap` ones leave that out and take the mean.
+"""Image towers of SigLIP (https://arxiv.org/abs/2303.15343) and SigLIP 2 (https://arxiv.org/abs/2502.14786), which pool
+by attention; the `gap` ones leave that out and take the mean.
 """
 
 from functools import partial

@@ -1,17 +1,13 @@
 """Fit published tensors to another model: other input channels, other image, patch and window sizes.
 
-Sources: FlexiViT (https://arxiv.org/abs/2212.08013) for patch embeddings; the rest is common practice of the field,
-with the figures of the `timm` package.
+What depends on the image size is resampled by `opsin.layers.pos_embed`, which the families use as well.
 """
 
-import math
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from opsin.errors import WeightsError
+from opsin.layers.pos_embed import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table
 
 __all__ = [
     "INPUT_STRATEGIES",
@@ -72,80 +68,3 @@ def _adapt_colours(weight: Tensor, in_chans: int, dim: int) -> Tensor:
         order = torch.arange(in_chans, device=weight.device) % 3
         wide = wide.index_select(dim, order) * (3 / in_chans)
     return wide.to(weight.dtype)
-
-
-def resample_abs_pos_embed(
-    posemb: Tensor,
-    new_size: Sequence[int],
-    *,
-    old_size: Sequence[int] | None = None,
-    num_prefix_tokens: int = 1,
-    interpolation: str = "bicubic",
-    antialias: bool = True,
-) -> Tensor:
-    """Absolute position embeddings (1, prefix + h·w, dim) resampled to `new_size` (rows, columns) of the token grid.
-
-    `old_size` is square when not given. Prefix tokens (class, registers) stay as they are.
-    """
-    prefix, grid = posemb[:, :num_prefix_tokens], posemb[:, num_prefix_tokens:]
-    rows, columns = old_size or _square(grid.shape[1], "position embeddings")
-    if rows * columns != grid.shape[1]:
-        raise WeightsError(f"{grid.shape[1]} position embeddings do not make a grid of {rows}×{columns}")
-    if (rows, columns) == tuple(new_size):
-        return posemb
-    image = grid.float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=tuple(new_size), mode=interpolation, antialias=antialias)
-    grid = image.permute(0, 2, 3, 1).flatten(1, 2).to(posemb.dtype)
-    return torch.cat([prefix, grid], dim=1)
-
-
-def resample_patch_embed(
-    patch_embed: Tensor, new_size: Sequence[int], *, interpolation: str = "bicubic", antialias: bool = True
-) -> Tensor:
-    """Patch projection (out, in, h, w) for patches of `new_size`, by the pseudo-inverse of the resize (FlexiViT).
-
-    The new weights give for a resized patch what the old ones gave for the patch itself.
-    """
-    old_size = tuple(patch_embed.shape[-2:])
-    if old_size == tuple(new_size):
-        return patch_embed
-    basis = torch.eye(math.prod(old_size)).reshape(-1, 1, *old_size)
-    resize = F.interpolate(basis, size=tuple(new_size), mode=interpolation, antialias=antialias).flatten(
-        1
-    )  # (old, new)
-    back = torch.linalg.pinv(resize).to(patch_embed.device)  # (new, old)
-    flat = patch_embed.float().flatten(2) @ back.T
-    return flat.reshape(*patch_embed.shape[:2], *new_size).to(patch_embed.dtype)
-
-
-def resize_rel_pos_bias_table(
-    table: Tensor, new_window_size: Sequence[int], *, num_extra: int = 0, interpolation: str = "bicubic"
-) -> Tensor:
-    """Relative position biases for another window.
-
-    Args:
-        table: (positions + num_extra, heads) with square source windows, or (heads, rows, columns).
-        new_window_size: rows and columns of the new window; offsets run over 2·rows - 1 by 2·columns - 1.
-        num_extra: trailing entries that stand for prefix tokens; they stay as they are.
-        interpolation: `bicubic` or `bilinear`.
-    """
-    size = (2 * new_window_size[0] - 1, 2 * new_window_size[1] - 1)
-    if table.ndim == 3:
-        if tuple(table.shape[1:]) == size:
-            return table
-        image = F.interpolate(table.float()[None], size=size, mode=interpolation, align_corners=False)
-        return image[0].to(table.dtype)
-    positions = table.shape[0] - num_extra
-    old = _square(positions, "relative position biases")
-    if old == size:
-        return table
-    image = table[:positions].float().T.reshape(1, -1, *old)
-    image = F.interpolate(image, size=size, mode=interpolation, align_corners=False)
-    return torch.cat([image.flatten(2)[0].T.to(table.dtype), table[positions:]])
-
-
-def _square(count: int, what: str) -> tuple[int, int]:
-    side = math.isqrt(count)
-    if side * side != count:
-        raise WeightsError(f"{count} {what} do not make a square; the old size must be given")
-    return side, side
