@@ -14,12 +14,12 @@ from opsin.errors import UnknownArgumentError
 __all__ = ["CondConv2d", "Conv2dSame", "MixedConv2d", "create_conv2d", "pad_same"]
 
 
-def pad_same(x: Tensor, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+def pad_same(x: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
     """Pad (B, C, H, W) with zeros so that a window gives `ceil(size / stride)` positions; the odd one goes last."""
-    pads: list[int] = []
+    pads: list[Any] = []
     for size, kernel, step, spread in zip(x.shape[-2:], kernel_size, stride, dilation, strict=True):
         extent = (kernel - 1) * spread + 1
-        total = ((size + step - 1) // step - 1) * step + extent - size
+        total: Any = ((size + step - 1) // step - 1) * step + extent - size
         if extent < step:  # only then can the window already fit; no comparison otherwise, for symbolic sizes
             total = torch.sym_max(total, 0)
         pads = [total // 2, total - total // 2, *pads]

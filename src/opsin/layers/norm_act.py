@@ -116,9 +116,12 @@ def get_norm_act_layer(
 
     The result is called with channels, `apply_act` and `act_layer`. Other callables must take these themselves.
     """
-    bound = dict(norm_args or {})
+    bound: dict[str, Any] = dict(norm_args or {})
     if isinstance(norm, partial):
-        norm, bound = norm.func, norm.keywords | bound
+        if norm.args:
+            raise UnknownArgumentError(f"{norm}: bind the arguments of a norm by name")
+        bound = norm.keywords | bound
+        norm = norm.func
     if not isinstance(norm, str) and "apply_act" not in inspect.signature(norm).parameters:
         norm = getattr(norm, "__name__", str(norm))
     if isinstance(norm, str):

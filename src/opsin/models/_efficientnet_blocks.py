@@ -23,12 +23,12 @@ __all__ = [
     "Parts",
     "Row",
     "SqueezeExcite",
+    "arch",
     "build_stages",
+    "change",
     "decode_arch_def",
     "deepen",
     "round_channels",
-    "row",
-    "table",
 ]
 
 Kernel = int | Sequence[int]
@@ -54,7 +54,7 @@ class Row:
     repeats: int = 1
     stride: int = 1
     kernel_size: int = 3  # cn
-    dw_kernel_size: Kernel = 3  # ir, ds
+    dw_kernel_size: Kernel = 3  # ir, ds, dsa
     exp_kernel_size: Kernel = 1  # ir, er
     pw_kernel_size: Kernel = 1
     exp_ratio: float = 1.0  # width inside over width at the input
@@ -75,52 +75,40 @@ class Row:
         return cls(**{k: v for k, v in values.items() if v is not None})
 
 
-KERNEL_OF = {"cn": "kernel_size", "er": "exp_kernel_size"}
+def _kernel(text: str) -> Kernel:
+    sizes = [int(size) for size in text.split(".")]
+    return sizes[0] if len(sizes) == 1 else sizes
 
 
-def row(
-    block: str, out_chs: int, repeats: int = 1, *, kernel: Kernel = 3, stride: int = 1, exp: float = 1, se: float = 0,
-    **more: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """A line of a table as a dict, without what is default."""
-    values = {"repeats": repeats, "stride": stride, "exp_ratio": exp, "se_ratio": se}
-    short = {k: v for k, v in values.items() if v != getattr(Row, k)}
-    return {"block_type": block, "out_chs": out_chs, KERNEL_OF.get(block, "dw_kernel_size"): kernel} | short | more
-
-
-def table(blocks: str, out_chs: Sequence[int], repeats: Sequence[int], **columns: Any) -> list[Rows]:
-    """A table given by columns, one stage a row: a sequence has a value per stage, anything else holds for all."""
-    columns |= {"block": blocks.split(), "out_chs": out_chs, "repeats": repeats}
-    spread = {k: v if isinstance(v, list | tuple) else [v] * len(out_chs) for k, v in columns.items()}
-    return [[row(**dict(zip(spread, line, strict=True)))] for line in zip(*spread.values(), strict=True)]
-
-
-def deepen(
-    stages: Sequence[Rows], factor: float, *, keep: Sequence[int] = (), rounding: Callable[[float], int] = math.ceil
-) -> list[Rows]:
-    """Scale the repeats of each stage by `factor`, shared among its rows; stages in `keep` stay as they are."""
-    kept = {i % len(stages) for i in keep}
-    return [rows if i in kept else _deepen_stage(rows, factor, rounding) for i, rows in enumerate(stages)]
-
-
-def _deepen_stage(rows: Rows, factor: float, rounding: Callable[[float], int]) -> Rows:
-    old = sum(r.get("repeats", 1) for r in rows)
-    new = max(1, rounding(old * factor))
-    scaled: Rows = []
-    for line in reversed(rows):  # from the back: what a later row takes, an earlier one does not
-        repeats = line.get("repeats", 1)
-        share = max(1, round(repeats / old * new))
-        old, new = old - repeats, new - share
-        scaled.insert(0, line | {"repeats": share})
-    return scaled
-
-
-ACT_CODES = {"re": "relu", "r6": "relu6", "hs": "hard_swish", "sw": "silu", "mi": "mish"}
+ACTS = {"re": "relu", "r6": "relu6", "hs": "hard_swish", "sw": "silu", "mi": "mish"}
 CODES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "r": ("repeats", int), "s": ("stride", int), "c": ("out_chs", int), "e": ("exp_ratio", float),
-    "se": ("se_ratio", float), "fc": ("force_in_chs", int), "cc": ("num_experts", int), "gs": ("group_size", int),
-    "n": ("act_layer", ACT_CODES.__getitem__),
+    "se": ("se_ratio", float), "k": ("dw_kernel_size", _kernel), "a": ("exp_kernel_size", _kernel),
+    "p": ("pw_kernel_size", _kernel), "n": ("act_layer", ACTS.__getitem__), "fc": ("force_in_chs", int),
+    "gs": ("group_size", int), "cc": ("num_experts", int), "d": ("s2d", lambda text: text == "1"),
 }  # fmt: skip
+KERNEL_OF = {"cn": "kernel_size", "er": "exp_kernel_size"}  # what `k` means there
+
+
+def decode_row(text: str) -> dict[str, Any]:
+    """`ir_r2_k5_s2_e6_c40_se0.25`, as MnasNet and its heirs write it, as a dict of the fields of `Row`."""
+    block, *words = text.split("_")
+    row: dict[str, Any] = {"block_type": block}
+    if block == "er":
+        row["exp_kernel_size"] = 3
+    for word in words:
+        if word in ("skip", "noskip"):
+            row[word] = True
+            continue
+        match = re.fullmatch(r"(n)(re|r6|hs|sw|mi)|([a-z]+)([\d.]+)", word)
+        code, value = [part for part in match.groups() if part] if match else ("", "")
+        if code not in CODES:
+            raise UnknownArgumentError(
+                f"cannot read {word!r} in the block {text!r}. Known: {', '.join(CODES)}, (no)skip"
+            )
+        name, convert = CODES[code]
+        row[KERNEL_OF.get(block, name) if code == "k" else name] = convert(value)
+    return row
 
 
 def decode_arch_def(
@@ -130,39 +118,39 @@ def decode_arch_def(
     *,
     fix_first_last: bool = False,
 ) -> list[Rows]:
-    """Rows from the short strings of MnasNet and its heirs: `ir_r2_k5_s2_e6_c40_se0.25` is an inverted residual, twice,
-    5x5, stride 2, expansion 6, 40 channels, squeeze 0.25. `k3.5` mixes kernel sizes; `a` and `p` are those of the first
-    and last 1x1; `n` names an activation, `gs` a group size, `cc` experts; `skip` and `noskip` stand alone.
-    """
-    stages = [[_decode(text) for text in stage] for stage in arch_def]
-    keep = (0, -1) if fix_first_last else ()
-    return deepen(stages, depth_multiplier, keep=keep, rounding={"ceil": math.ceil, "round": round}[depth_trunc])
+    """Rows of each stage from strings, their repeats times `depth_multiplier` rounded up (`ceil`) or to the nearest
+    (`round`); `fix_first_last` leaves the first and the last stage alone."""
+    stages = [[decode_row(text) for text in stage] for stage in arch_def]
+    return deepen(stages, depth_multiplier, depth_trunc, keep=(0, -1) if fix_first_last else ())
 
 
-def _decode(text: str) -> dict[str, Any]:
-    block, *words = text.split("_")
-    codes = CODES | {
-        "k": (KERNEL_OF.get(block, "dw_kernel_size"), _decode_kernel),
-        "a": ("exp_kernel_size", _decode_kernel),
-        "p": ("pw_kernel_size", _decode_kernel),
-    }
-    out: dict[str, Any] = {"block_type": block}
-    for word in words:
-        if word in ("skip", "noskip"):
-            out[word] = True
-            continue
-        match = re.fullmatch(r"(n)(\w+)|([a-z]+)([\d.]+)", word)
-        code, value = [part for part in match.groups() if part] if match else ("", "")
-        if code not in codes:
-            raise UnknownArgumentError(f"cannot read {word!r} in the block string {text!r}. Known: {', '.join(codes)}")
-        name, convert = codes[code]
-        out[name] = convert(value)
-    return out
+def arch(text: str) -> list[Rows]:
+    """A whole table: blanks part the stages, a plus the rows of one."""
+    return [[decode_row(row) for row in stage.split("+")] for stage in text.split()]
 
 
-def _decode_kernel(text: str) -> Kernel:
-    sizes = [int(size) for size in text.split(".")]
-    return sizes[0] if len(sizes) == 1 else sizes
+def deepen(stages: Sequence[Rows], factor: float, rounding: str = "ceil", *, keep: Sequence[int] = ()) -> list[Rows]:
+    """Scale the repeats of each stage by `factor`, shared among its rows; stages in `keep` stay as they are."""
+    whole: Callable[[float], int] = {"ceil": math.ceil, "round": lambda x: round(x)}[rounding]
+    kept = {i % len(stages) for i in keep}
+    return [rows if i in kept else _deepen_stage(rows, factor, whole) for i, rows in enumerate(stages)]
+
+
+def _deepen_stage(rows: Rows, factor: float, whole: Callable[[float], int]) -> Rows:
+    old = sum(r.get("repeats", 1) for r in rows)
+    new = max(1, whole(old * factor))
+    scaled: Rows = []
+    for row in reversed(rows):  # from the back: what a later row takes, an earlier one does not
+        repeats = row.get("repeats", 1)
+        share = max(1, round(repeats / old * new))
+        old, new = old - repeats, new - share
+        scaled.insert(0, row | {"repeats": share})
+    return scaled
+
+
+def change(stages: Sequence[Rows], since: int = 0, **changes: Any) -> list[Rows]:
+    """The table with other values in all rows from stage `since` on."""
+    return [[row | changes for row in rows] if i >= since else rows for i, rows in enumerate(stages)]
 
 
 # -- blocks ------------------------------------------------------------------------------------------------------------
@@ -269,7 +257,7 @@ class DepthwiseSeparable(Block):
     """Depthwise, squeeze and excitation, 1x1; with `s2d` first a 2x2 of stride 2 to four times the width."""
 
     def __init__(self, at: Place, r: Row, parts: Parts) -> None:
-        super().__init__(at, not r.noskip)
+        super().__init__(at, not r.noskip and r.block_type != "dsa")
         width, kernel, pad_type = at.in_chs, r.dw_kernel_size, parts.pad_type
         self.s2d = at.s2d
         if at.s2d:

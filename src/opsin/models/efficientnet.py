@@ -24,12 +24,12 @@ from opsin.models._efficientnet_blocks import (
     SE_LAYERS,
     Parts,
     Rows,
+    arch,
     build_stages,
+    change,
     decode_arch_def,
     deepen,
     round_channels,
-    row,
-    table,
 )
 from opsin.models._family import Family
 from opsin.models._model import Model
@@ -75,8 +75,9 @@ class EfficientNet(Model):
             raise ValueError("EfficientNet needs block_args: a list of rows per stage")
         if c.output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={c.output_stride}: EfficientNet has 8, 16 and 32")
-        scale = {"multiplier": c.channel_multiplier, "divisor": c.divisor, "round_limit": c.round_limit}
-        round_chs = c.round_chs_fn or partial(round_channels, **scale)
+        round_chs = c.round_chs_fn or partial(
+            round_channels, multiplier=c.channel_multiplier, divisor=c.divisor, round_limit=c.round_limit
+        )
         parts = Parts(
             norm_act=get_norm_act_layer(c.norm_layer or "batchnorm2d", c.norm_args),
             act_layer=c.act_layer or "relu",
@@ -87,16 +88,21 @@ class EfficientNet(Model):
         stem = c.stem_size if c.fix_stem else round_chs(c.stem_size)
         self.conv_stem = parts.conv(c.in_chans, stem, c.stem_kernel_size, stride=2)
         self.bn1 = parts.norm(stem)
-        limits = {"output_stride": c.output_stride, "drop_path_rate": c.drop_path_rate}
-        stages = build_stages(c.block_args, stem, parts, stride=2, round_chs=round_chs, **limits)
+        stages = build_stages(
+            c.block_args,
+            stem,
+            parts,
+            stride=2,
+            round_chs=round_chs,
+            output_stride=c.output_stride,
+            drop_path_rate=c.drop_path_rate,
+        )
         self.blocks = nn.Sequential(*[blocks for blocks, *_ in stages])
         asks = [asked for *_, asked in stages] + [2]  # a level is where the next stage asks for a stride, and the end
-        level = {"num_chs": stem, "reduction": 2} if asks[0] > 1 else {}
-        chain = [Stage(("conv_stem", "bn1"), checkpoint=False, **level)]
+        chain = [Stage(("conv_stem", "bn1"), stem if asks[0] > 1 else None, 2, checkpoint=False)]
         width = stem
         for i, (_, width, stride, _) in enumerate(stages):
-            level = {"num_chs": width, "reduction": stride} if asks[i + 1] > 1 else {}
-            chain.append(Stage((f"blocks.{i}",), **level))
+            chain.append(Stage((f"blocks.{i}",), width if asks[i + 1] > 1 else None, stride))
         if c.num_features:
             self.conv_head = parts.conv(width, c.num_features, 1)
             self.bn2 = parts.norm(c.num_features)
@@ -140,163 +146,94 @@ def se_layer(layer: Any) -> Any:
     return SE_LAYERS[layer]
 
 
-# -- tables: stages by row or by column, without the stem before them and the head behind ------------------------------
+# -- tables: block type, r(epeats), k(ernel), s(tride), e(xpansion), c(hannels), se, …; see `decode_row` ---------------
 
-SE, SE50 = 0.25, 0.5
-cn, ds, er, ir = (partial(row, block) for block in ("cn", "ds", "er", "ir"))
-
-WIDTHS, STRIDES = (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 2, 1, 2, 1)
-b_table = partial(
-    table, "ds ir ir ir ir ir ir", WIDTHS, (1, 2, 2, 3, 3, 4, 1),
-    kernel=(3, 3, 5, 3, 5, 5, 3), stride=STRIDES, exp=(1, 6, 6, 6, 6, 6, 6),
-)  # fmt: skip
-B0, LITE = b_table(se=SE), b_table()
-
-
-def space_to_depth(exp: tuple[float, float, float]) -> list[Rows]:
-    """EfficientNet-X and -H: space to depth first, fused blocks while the map is large."""
-    return [
-        [ds(16, se=SE, s2d=True)],
-        [er(24, 2, stride=2, exp=exp[0], se=SE, act_layer="relu")],
-        [er(40, 2, kernel=5, stride=2, exp=exp[1], se=SE, act_layer="relu")],
-        [ir(80, 3, stride=2, exp=exp[2], se=SE)],
-        *B0[4:],
-    ]
-
-
-def experts(n: int) -> list[Rows]:
-    """CondConv in the last three stages."""
-    return [*B0[:4], *[[rows[0] | {"num_experts": n}] for rows in B0[4:]]]
-
-
-def grouped(stages: list[Rows], group_size: int) -> list[Rows]:
-    return [[line | {"group_size": group_size} for line in rows] for rows in stages]
-
-
-EDGE = [
-    [er(24, exp=4, force_in_chs=24, noskip=True)],
-    [er(32, 2, stride=2, exp=8)],
-    [er(48, 4, stride=2, exp=8)],
-    [ir(96, 5, kernel=5, stride=2, exp=8)],
-    [ir(144, 4, kernel=5, exp=8)],
-    [ir(192, 2, kernel=5, stride=2, exp=8)],
-]
-
-
-def v2_table(widths: tuple[int, ...], repeats: tuple[int, ...]) -> list[Rows]:
-    """Plain convolutions, then fused blocks without, then inverted residuals with squeeze and excitation."""
-    exp, se, n = (4, 4, 4, 6, 6, 6), (0, 0, SE, SE, SE, SE), len(widths) - 1
-    rest = table(
-        " ".join(["er", "er", "ir", "ir", "ir", "ir"][:n]), widths[1:], repeats[1:],
-        stride=STRIDES[1:][:n], exp=exp[:n], se=se[:n],
-    )  # fmt: skip
-    return [[cn(widths[0], repeats[0], skip=True)], *rest]
-
-
-V2_BASE = v2_table((16, 32, 48, 96, 112, 192), (1, 2, 2, 3, 5, 8))
-V2_S = v2_table((24, 48, 64, 128, 160, 256), (2, 4, 4, 6, 9, 15))
-V2_M = v2_table((24, 48, 80, 160, 176, 304, 512), (3, 5, 5, 7, 14, 18, 5))
-V2_L = v2_table((32, 64, 96, 192, 224, 384, 640), (4, 7, 7, 10, 19, 25, 7))
-V2_XL = v2_table((32, 64, 96, 192, 256, 512, 640), (4, 8, 8, 16, 24, 32, 8))
-RW_T = [*V2_S[:5], [ir(256, 14, stride=2, exp=6, se=SE)]]
-RW_S = [[er(24, 2)], *V2_S[1:5], [ir(272, 15, stride=2, exp=6, se=SE)]]
-RW_M = [*deepen(RW_S[:4], 1.2), *deepen(RW_S[4:], 1.6)]
-TEST = table(
-    "cn er er ir ir", (16, 24, 32, 48, 64), (1, 1, 1, 1, 1),
-    stride=(1, 2, 2, 2, 2), exp=(1, 4, 4, 4, 4), se=(0, 0, 0, SE, SE), skip=True,
-)  # fmt: skip
-
-MOBILE_V1 = table(
-    "dsa dsa dsa dsa dsa", (64, 128, 256, 512, 1024), (1, 2, 2, 6, 2), stride=(1, 2, 2, 2, 2), noskip=True
+B0 = arch(
+    "ds_c16_se0.25 ir_r2_s2_e6_c24_se0.25 ir_r2_k5_s2_e6_c40_se0.25 ir_r3_s2_e6_c80_se0.25 "
+    "ir_r3_k5_e6_c112_se0.25 ir_r4_k5_s2_e6_c192_se0.25 ir_e6_c320_se0.25"
 )
-MOBILE_V2 = table(
-    "ds ir ir ir ir ir ir", (16, 24, 32, 64, 96, 160, 320), (1, 2, 3, 4, 3, 3, 1),
-    stride=STRIDES, exp=(1, 6, 6, 6, 6, 6, 6),
-)  # fmt: skip
-MNAS_B1 = table(
-    "ds ir ir ir ir ir ir", (16, 24, 40, 80, 96, 192, 320), (1, 3, 3, 3, 2, 4, 1),
-    kernel=(3, 3, 5, 5, 3, 5, 3), stride=STRIDES, exp=(1, 3, 3, 6, 6, 6, 6),
-    noskip=(True, False, False, False, False, False, True),
-)  # fmt: skip
-MNAS_A1 = table(
-    "ds ir ir ir ir ir ir", (16, 24, 40, 80, 112, 160, 320), (1, 2, 3, 4, 2, 3, 1),
-    kernel=(3, 3, 5, 3, 3, 5, 3), stride=STRIDES, exp=(1, 6, 3, 6, 6, 6, 6), se=(0, 0, SE, 0, SE, SE, 0),
-    noskip=(True, False, False, False, False, False, False),
-)  # fmt: skip
-MNAS_SMALL = table(
-    "ds ir ir ir ir ir ir", (8, 16, 16, 32, 32, 88, 144), (1, 1, 2, 4, 3, 3, 1),
-    kernel=(3, 3, 3, 5, 3, 5, 3), stride=STRIDES, exp=(1, 3, 6, 6, 6, 6, 6), se=(0, 0, 0, SE, SE, SE, 0),
-)  # fmt: skip
+LITE = change(B0, se_ratio=0.0)
+X = arch(
+    "ds_c16_se0.25_d1 er_r2_s2_e6_c24_se0.25_nre er_r2_k5_s2_e6_c40_se0.25_nre ir_r3_s2_e6_c80_se0.25 "
+    "ir_r3_k5_e6_c112_se0.25 ir_r4_k5_s2_e6_c192_se0.25 ir_e6_c320_se0.25"
+)
+H = [X[0], *change(X[1:4], exp_ratio=4.0), *X[4:]]
+EDGE = arch(
+    "er_e4_c24_fc24_noskip er_r2_s2_e8_c32 er_r4_s2_e8_c48 ir_r5_k5_s2_e8_c96 ir_r4_k5_e8_c144 ir_r2_k5_s2_e8_c192"
+)
+V2_BASE = arch(
+    "cn_c16_skip er_r2_s2_e4_c32 er_r2_s2_e4_c48 ir_r3_s2_e4_c96_se0.25 ir_r5_e6_c112_se0.25 ir_r8_s2_e6_c192_se0.25"
+)
+V2_S = arch(
+    "cn_r2_c24_skip er_r4_s2_e4_c48 er_r4_s2_e4_c64 ir_r6_s2_e4_c128_se0.25 ir_r9_e6_c160_se0.25 "
+    "ir_r15_s2_e6_c256_se0.25"
+)
+V2_M = arch(
+    "cn_r3_c24_skip er_r5_s2_e4_c48 er_r5_s2_e4_c80 ir_r7_s2_e4_c160_se0.25 ir_r14_e6_c176_se0.25 "
+    "ir_r18_s2_e6_c304_se0.25 ir_r5_e6_c512_se0.25"
+)
+V2_L = arch(
+    "cn_r4_c32_skip er_r7_s2_e4_c64 er_r7_s2_e4_c96 ir_r10_s2_e4_c192_se0.25 ir_r19_e6_c224_se0.25 "
+    "ir_r25_s2_e6_c384_se0.25 ir_r7_e6_c640_se0.25"
+)
+V2_XL = arch(
+    "cn_r4_c32_skip er_r8_s2_e4_c64 er_r8_s2_e4_c96 ir_r16_s2_e4_c192_se0.25 ir_r24_e6_c256_se0.25 "
+    "ir_r32_s2_e6_c512_se0.25 ir_r8_e6_c640_se0.25"
+)
+RW_T = [*V2_S[:5], *arch("ir_r14_s2_e6_c256_se0.25")]
+RW_S = [*arch("er_r2_c24"), *V2_S[1:5], *arch("ir_r15_s2_e6_c272_se0.25")]
+RW_M = [*deepen(RW_S[:4], 1.2), *deepen(RW_S[4:], 1.6)]
+TEST = arch("cn_c16_skip er_s2_e4_c24 er_s2_e4_c32 ir_s2_e4_c48_se0.25 ir_s2_e4_c64_se0.25")
 
-FBNET_C = [
-    [ir(16)],
-    [ir(24, stride=2, exp=6), ir(24, 2)],
-    [ir(32, kernel=5, stride=2, exp=6), ir(32, kernel=5, exp=3), ir(32, kernel=5, exp=6), ir(32, exp=6)],
-    [ir(64, kernel=5, stride=2, exp=6), ir(64, kernel=5, exp=3), ir(64, 2, kernel=5, exp=6)],
-    [ir(112, 3, kernel=5, exp=6), ir(112, kernel=5, exp=3)],
-    [ir(184, 4, kernel=5, stride=2, exp=6)],
-    [ir(352, exp=6)],
-]
-SPNAS = [
-    [ds(16, noskip=True)],
-    [ir(24, 3, stride=2, exp=3)],
-    [ir(40, kernel=5, stride=2, exp=6), ir(40, 3, exp=3)],
-    [ir(80, kernel=5, stride=2, exp=6), ir(80, 3, exp=3)],
-    [ir(96, kernel=5, exp=6), ir(96, 3, kernel=5, exp=3)],
-    [ir(192, 4, kernel=5, stride=2, exp=6)],
-    [ir(320, exp=6, noskip=True)],
-]
-
-# MixNet: which of the 1x1 convolutions work on two halves of the channels
-OUT = {"pw_kernel_size": (1, 1)}
-BOTH = {"exp_kernel_size": (1, 1), **OUT}
-mix = partial(row, "ir", act_layer="silu")
-MIX_S = [
-    [ds(16)],
-    [ir(24, stride=2, exp=6, **BOTH), ir(24, exp=3, **BOTH)],
-    [mix(40, kernel=(3, 5, 7), stride=2, exp=6, se=SE50), mix(40, 3, kernel=(3, 5), exp=6, se=SE50, **BOTH)],
-    [mix(80, kernel=(3, 5, 7), stride=2, exp=6, se=SE, **OUT), mix(80, 2, kernel=(3, 5), exp=6, se=SE, **OUT)],
-    [mix(120, kernel=(3, 5, 7), exp=6, se=SE50, **BOTH), mix(120, 2, kernel=(3, 5, 7, 9), exp=3, se=SE50, **BOTH)],
-    [
-        mix(200, kernel=(3, 5, 7, 9, 11), stride=2, exp=6, se=SE50),
-        mix(200, 2, kernel=(3, 5, 7, 9), exp=6, se=SE50, **OUT),
-    ],
-]
-MIX_M = [
-    [ds(24)],
-    [ir(32, kernel=(3, 5, 7), stride=2, exp=6, **BOTH), ir(32, exp=3, **BOTH)],
-    [mix(40, kernel=(3, 5, 7, 9), stride=2, exp=6, se=SE50), mix(40, 3, kernel=(3, 5), exp=6, se=SE50, **BOTH)],
-    [mix(80, kernel=(3, 5, 7), stride=2, exp=6, se=SE), mix(80, 3, kernel=(3, 5, 7, 9), exp=6, se=SE, **BOTH)],
-    [mix(120, exp=6, se=SE50), mix(120, 3, kernel=(3, 5, 7, 9), exp=3, se=SE50, **BOTH)],
-    [
-        mix(200, kernel=(3, 5, 7, 9), stride=2, exp=6, se=SE50),
-        mix(200, 3, kernel=(3, 5, 7, 9), exp=6, se=SE50, **OUT),
-    ],
-]
-
-EDGETPU = [
-    [cn(16, kernel=1)],
-    [er(32, stride=2, exp=8), er(32, 3, exp=4)],
-    [er(48, stride=2, exp=8), er(48, 3, exp=4)],
-    [ir(96, stride=2, exp=8), ir(96, 3, exp=4)],
-    [ir(96, exp=8, noskip=True), ir(96, 3, exp=4)],
-    [ir(160, kernel=5, stride=2, exp=8), ir(160, 3, kernel=5, exp=4)],
-    [ir(192, exp=8)],
-]
+MOBILE_V1 = arch("dsa_c64 dsa_r2_s2_c128 dsa_r2_s2_c256 dsa_r6_s2_c512 dsa_r2_s2_c1024")
+MOBILE_V2 = arch("ds_c16 ir_r2_s2_e6_c24 ir_r3_s2_e6_c32 ir_r4_s2_e6_c64 ir_r3_e6_c96 ir_r3_s2_e6_c160 ir_e6_c320")
+MNAS_B1 = arch(
+    "ds_c16_noskip ir_r3_s2_e3_c24 ir_r3_k5_s2_e3_c40 ir_r3_k5_s2_e6_c80 ir_r2_e6_c96 ir_r4_k5_s2_e6_c192 "
+    "ir_e6_c320_noskip"
+)
+MNAS_A1 = arch(
+    "ds_c16_noskip ir_r2_s2_e6_c24 ir_r3_k5_s2_e3_c40_se0.25 ir_r4_s2_e6_c80 ir_r2_e6_c112_se0.25 "
+    "ir_r3_k5_s2_e6_c160_se0.25 ir_e6_c320"
+)
+MNAS_SMALL = arch(
+    "ds_c8 ir_s2_e3_c16 ir_r2_s2_e6_c16 ir_r4_k5_s2_e6_c32_se0.25 ir_r3_e6_c32_se0.25 ir_r3_k5_s2_e6_c88_se0.25 "
+    "ir_e6_c144"
+)
+FBNET_C = arch(
+    "ir_c16 ir_s2_e6_c24+ir_r2_c24 ir_k5_s2_e6_c32+ir_k5_e3_c32+ir_k5_e6_c32+ir_e6_c32 "
+    "ir_k5_s2_e6_c64+ir_k5_e3_c64+ir_r2_k5_e6_c64 ir_r3_k5_e6_c112+ir_k5_e3_c112 ir_r4_k5_s2_e6_c184 ir_e6_c352"
+)
+SPNAS = arch(
+    "ds_c16_noskip ir_r3_s2_e3_c24 ir_k5_s2_e6_c40+ir_r3_e3_c40 ir_k5_s2_e6_c80+ir_r3_e3_c80 "
+    "ir_k5_e6_c96+ir_r3_k5_e3_c96 ir_r4_k5_s2_e6_c192 ir_e6_c320_noskip"
+)
+MIX_S = arch(
+    "ds_c16 ir_a1.1_p1.1_s2_e6_c24+ir_a1.1_p1.1_e3_c24 "
+    "ir_k3.5.7_s2_e6_c40_se0.5_nsw+ir_r3_k3.5_a1.1_p1.1_e6_c40_se0.5_nsw "
+    "ir_k3.5.7_p1.1_s2_e6_c80_se0.25_nsw+ir_r2_k3.5_p1.1_e6_c80_se0.25_nsw "
+    "ir_k3.5.7_a1.1_p1.1_e6_c120_se0.5_nsw+ir_r2_k3.5.7.9_a1.1_p1.1_e3_c120_se0.5_nsw "
+    "ir_k3.5.7.9.11_s2_e6_c200_se0.5_nsw+ir_r2_k3.5.7.9_p1.1_e6_c200_se0.5_nsw"
+)
+MIX_M = arch(
+    "ds_c24 ir_k3.5.7_a1.1_p1.1_s2_e6_c32+ir_a1.1_p1.1_e3_c32 "
+    "ir_k3.5.7.9_s2_e6_c40_se0.5_nsw+ir_r3_k3.5_a1.1_p1.1_e6_c40_se0.5_nsw "
+    "ir_k3.5.7_s2_e6_c80_se0.25_nsw+ir_r3_k3.5.7.9_a1.1_p1.1_e6_c80_se0.25_nsw "
+    "ir_e6_c120_se0.5_nsw+ir_r3_k3.5.7.9_a1.1_p1.1_e3_c120_se0.5_nsw "
+    "ir_k3.5.7.9_s2_e6_c200_se0.5_nsw+ir_r3_k3.5.7.9_p1.1_e6_c200_se0.5_nsw"
+)
+EDGETPU = arch(
+    "cn_k1_c16 er_s2_e8_c32+er_r3_e4_c32 er_s2_e8_c48+er_r3_e4_c48 ir_s2_e8_c96+ir_r3_e4_c96 "
+    "ir_e8_c96_noskip+ir_r3_e4_c96 ir_k5_s2_e8_c160+ir_r3_k5_e4_c160 ir_e8_c192"
+)
 
 
-def edgetpu_v2(widths: tuple[int, ...], group_size: int) -> list[Rows]:
+def edgetpu_v2(widths: tuple[int, ...], gs: int) -> list[Rows]:
+    """Width of each stage, channels per group of its grouped convolutions."""
     a, b, c, d, e, f, g = widths
-    group = {"exp": 4, "group_size": group_size}
-    return [
-        [cn(a, kernel=1)],
-        [er(b, stride=2, exp=8), er(b, **group)],
-        [er(c, stride=2, exp=8), er(c, **group), er(c, exp=4), er(c, **group)],
-        [er(d, stride=2, exp=8), ir(d, 3, exp=4)],
-        [ir(e, exp=8), ir(e, 3, exp=4)],
-        [ir(f, stride=2, exp=8), ir(f, 3, exp=4)],
-        [ir(g, exp=8)],
-    ]
+    return arch(
+        f"cn_k1_c{a} er_s2_e8_c{b}+er_e4_c{b}_gs{gs} er_s2_e8_c{c}+er_e4_c{c}_gs{gs}+er_e4_c{c}+er_e4_c{c}_gs{gs} "
+        f"er_s2_e8_c{d}+ir_r3_e4_c{d} ir_e8_c{e}+ir_r3_e4_c{e} ir_s2_e8_c{f}+ir_r3_e4_c{f} ir_e8_c{g}"
+    )
 
 
 # -- variants ----------------------------------------------------------------------------------------------------------
@@ -318,7 +255,7 @@ def lite(width: float = 1.0, depth: float = 1.0, **more: Any) -> Config:
 
 
 def tiny(width: float, depth: float) -> Config:
-    stages = deepen(B0, depth, rounding=round)
+    stages = deepen(B0, depth, "round")
     return Config(block_args=stages, fix_stem=True, act_layer="silu", channel_multiplier=width)
 
 
@@ -328,7 +265,7 @@ def mobile(width: float = 1.0, depth: float = 1.0, **more: Any) -> Config:
 
 
 def mixnet(stages: list[Rows], width: float = 1.0, depth: float = 1.0, **more: Any) -> Config:
-    stages, head = deepen(stages, depth, rounding=round), {"num_features": 1536, "stem_size": 24}
+    stages, head = deepen(stages, depth, "round"), {"num_features": 1536, "stem_size": 24}
     return Config(block_args=stages, channel_multiplier=width, **(head | more))
 
 
@@ -337,7 +274,7 @@ Edge = partial(scaled, EDGE, act_layer="relu")
 Mnas, SeMnas = partial(Config, block_args=MNAS_B1), partial(Config, block_args=MNAS_A1)
 V1 = partial(Config, block_args=MOBILE_V1, act_layer="relu6")
 V2 = partial(Config, act_layer="silu")
-V2B = partial(scaled, V2_BASE, round_limit=0.0, **TF)
+V2B: Any = partial(scaled, V2_BASE, round_limit=0.0, **TF)
 GN8: dict[str, Any] = {"norm_layer": "groupnorm", "norm_args": {"group_size": 8}}
 GN16: dict[str, Any] = {"norm_layer": "groupnorm", "norm_args": {"group_size": 16}}
 EVO8: dict[str, Any] = {"norm_layer": "evonorm2ds0", "norm_args": {"group_size": 8}}
@@ -345,15 +282,15 @@ Test = partial(Config, block_args=TEST, act_layer="silu", stem_size=24, num_feat
 
 VARIANTS = {
     "efficientnet_b0": B(),
-    "efficientnet_b0_g8_gn": scaled(grouped(B0, 8), **GN8),
-    "efficientnet_b0_g16_evos": scaled(grouped(B0, 16), divisor=16),  # batch norm, for all its name
+    "efficientnet_b0_g8_gn": scaled(change(B0, group_size=8), **GN8),
+    "efficientnet_b0_g16_evos": scaled(change(B0, group_size=16), divisor=16),  # batch norm, for all its name
     "efficientnet_b0_gn": B(**GN8),
     "efficientnet_b1": B(1.0, 1.1),
     "efficientnet_b1_pruned": B(1.0, 1.1, **TF, pruned="efficientnet_b1_pruned"),
     "efficientnet_b2": B(1.1, 1.2),
     "efficientnet_b2_pruned": B(1.1, 1.2, **TF, pruned="efficientnet_b2_pruned"),
     "efficientnet_b3": B(1.2, 1.4),
-    "efficientnet_b3_g8_gn": scaled(grouped(B0, 8), 1.2, 1.4, divisor=16, **GN16),
+    "efficientnet_b3_g8_gn": scaled(change(B0, group_size=8), 1.2, 1.4, divisor=16, **GN16),
     "efficientnet_b3_gn": B(1.2, 1.4, divisor=16, **GN16),
     "efficientnet_b3_pruned": B(1.2, 1.4, **TF, pruned="efficientnet_b3_pruned"),
     "efficientnet_b4": B(1.4, 1.8),
@@ -362,23 +299,23 @@ VARIANTS = {
     "efficientnet_b7": B(2.0, 3.1),
     "efficientnet_b8": B(2.2, 3.6),
     "efficientnet_blur_b0": B(aa_layer="blurpc"),
-    "efficientnet_cc_b0_4e": scaled(experts(4)),
-    "efficientnet_cc_b0_8e": scaled(experts(8)),
-    "efficientnet_cc_b1_8e": scaled(experts(8), 1.0, 1.1),
+    "efficientnet_cc_b0_4e": scaled(change(B0, 4, num_experts=4)),
+    "efficientnet_cc_b0_8e": scaled(change(B0, 4, num_experts=8)),
+    "efficientnet_cc_b1_8e": scaled(change(B0, 4, num_experts=8), 1.0, 1.1),
     "efficientnet_el": Edge(1.2, 1.4),
     "efficientnet_el_pruned": Edge(1.2, 1.4),  # pruned within the kernels: the shapes are those of the whole
     "efficientnet_em": Edge(1.0, 1.1),
     "efficientnet_es": Edge(),
     "efficientnet_es_pruned": Edge(),
-    "efficientnet_h_b5": scaled(space_to_depth((4, 4, 4)), 1.92, 2.2),
+    "efficientnet_h_b5": scaled(H, 1.92, 2.2),
     "efficientnet_l2": B(4.3, 5.3),
     "efficientnet_lite0": lite(),
     "efficientnet_lite1": lite(1.0, 1.1),
     "efficientnet_lite2": lite(1.1, 1.2),
     "efficientnet_lite3": lite(1.2, 1.4),
     "efficientnet_lite4": lite(1.4, 1.8),
-    "efficientnet_x_b3": scaled(space_to_depth((6, 6, 6)), 1.2, 1.4),
-    "efficientnet_x_b5": scaled(space_to_depth((6, 6, 6)), 1.6, 2.2),
+    "efficientnet_x_b3": scaled(X, 1.2, 1.4),
+    "efficientnet_x_b5": scaled(X, 1.6, 2.2),
     "efficientnetv2_l": V2(block_args=V2_L),
     "efficientnetv2_m": V2(block_args=V2_M, stem_size=24),
     "efficientnetv2_rw_m": V2(block_args=RW_M, stem_size=24, channel_multiplier=1.2, num_features=2152),
@@ -441,9 +378,9 @@ VARIANTS = {
     "tf_efficientnet_b6": B(1.8, 2.6, **TF),
     "tf_efficientnet_b7": B(2.0, 3.1, **TF),
     "tf_efficientnet_b8": B(2.2, 3.6, **TF),
-    "tf_efficientnet_cc_b0_4e": scaled(experts(4), **TF),
-    "tf_efficientnet_cc_b0_8e": scaled(experts(8), **TF),
-    "tf_efficientnet_cc_b1_8e": scaled(experts(8), 1.0, 1.1, **TF),
+    "tf_efficientnet_cc_b0_4e": scaled(change(B0, 4, num_experts=4), **TF),
+    "tf_efficientnet_cc_b0_8e": scaled(change(B0, 4, num_experts=8), **TF),
+    "tf_efficientnet_cc_b1_8e": scaled(change(B0, 4, num_experts=8), 1.0, 1.1, **TF),
     "tf_efficientnet_el": Edge(1.2, 1.4, **TF),
     "tf_efficientnet_em": Edge(1.0, 1.1, **TF),
     "tf_efficientnet_es": Edge(**TF),
