@@ -14,6 +14,7 @@ from torch import nn
 import opsin
 from opsin.errors import UnknownArgumentError, UnknownModelError, WeightsError
 from opsin.models import resnet
+from opsin.models._users import USERS
 from opsin.models.features import FeatureHookNet
 from opsin.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -63,10 +64,21 @@ def test_first_convolution_is_adapted(weights, in_chans):
     assert torch.allclose(adapted, expected, atol=1e-6)
 
 
+def test_a_stem_of_other_channels_needs_a_strategy(weights):
+    _, model = weights
+    state = dict(model.state_dict())
+    state["conv1.0.weight"] = torch.randn(16, 4, 3, 3)
+    with pytest.raises(WeightsError, match="name a strategy"):
+        opsin.create_model(TINY, pretrained=state, in_chans=2)
+    ours = opsin.create_model(TINY, pretrained=state, in_chans=2, in_chans_strategy="mean")
+    assert torch.allclose(ours.conv1[0].weight[:, 0], state["conv1.0.weight"].mean(1) * 2)
+
+
 def test_other_classes_get_a_fresh_head_and_a_warning(weights):
     path, model = weights
-    with pytest.warns(UserWarning, match="1000 classes, the model has 7"):
+    with pytest.warns(UserWarning, match="1000 classes, the model has 7") as caught:
         ours = opsin.create_model(TINY, pretrained=path, num_classes=7)
+    assert caught[0].filename == __file__
     assert ours.fc.weight.shape == (7, 96)
     assert ours.fc.weight.abs().sum() > 0
     assert torch.equal(ours.layer4[0].conv1.weight, model.layer4[0].conv1.weight)
@@ -129,8 +141,9 @@ def test_unknown_names():
 
 
 def test_old_names_still_create_a_model():
-    with pytest.warns(FutureWarning, match="resnet50"):
+    with pytest.warns(FutureWarning, match="resnet50") as caught:
         model = opsin.create_model("gluon_resnet50_v1b", num_classes=2)
+    assert caught[0].filename == __file__
     assert model.architecture == "resnet50"
     assert model.pretrained_cfg["tag"] == "gluon_in1k"
 
@@ -222,6 +235,8 @@ def test_users_own_models(monkeypatch):
     assert opsin.is_model("my_net")
     assert "my_net" in opsin.list_models("my_*")
     assert opsin.create_model("my_net", num_classes=3).num_classes == 3
+    del USERS["my_net"]
+    assert not opsin.is_model("my_net")
 
 
 def test_pretrained_creation_initialises_nothing(weights, monkeypatch):

@@ -1,7 +1,10 @@
 """The errors opsin raises: one clear message each, with the nearest right name or the fix."""
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 __all__ = [
     "ImageError",
@@ -11,7 +14,10 @@ __all__ = [
     "WeightsError",
     "check_known",
     "did_you_mean",
+    "warn_user",
 ]
+
+PACKAGE = str(Path(__file__).parent)
 
 
 class OpsinError(Exception):
@@ -47,3 +53,11 @@ def check_known(given: Iterable[str], known: Iterable[str], *, owner: str) -> No
         if word not in known:
             hint = did_you_mean(word, known) or f" It takes: {', '.join(known)}."
             raise UnknownArgumentError(f"{owner} takes no argument {word!r}.{hint}")
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside opsin that the call came from."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

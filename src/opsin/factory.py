@@ -32,6 +32,7 @@ def create_model(
     cache_dir: str | Path | None = None,
     *,
     features_only: bool = False,
+    in_chans_strategy: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Create a model by name.
@@ -47,6 +48,7 @@ def create_model(
         cache_dir: where downloads are kept; the hub's own cache by default.
         features_only: return feature maps instead of logits. With it go `out_indices` (levels, negatives count from the
             end, or names of any modules), `feature_cls` (list, dict, hook, getter), `out_map`, `output_fmt`.
+        in_chans_strategy: how to adapt a first convolution that has no plain rule, see `opsin.weights.adapt`.
         **kwargs: fields of the architecture's config (`num_classes`, `in_chans`, `global_pool`, `drop_rate`,
             `drop_path_rate`, `img_size`, …). `None` means the default; an unknown name raises with the nearest one.
 
@@ -82,6 +84,7 @@ def create_model(
         family=family,
         cache_dir=cache_dir,
         checkpoint_path=checkpoint_path,
+        in_chans_strategy=in_chans_strategy,
     )
     return _as_features(model, arch, family, feature_args) if features_only else model
 
@@ -96,6 +99,7 @@ def build_model(
     family: Family | None = None,
     cache_dir: str | Path | None = None,
     checkpoint_path: str | Path | None = None,
+    in_chans_strategy: str | None = None,
 ) -> Any:
     """Build `cls` from its config and give it weights; nothing is initialised that a file will overwrite."""
     # the weights package is imported here: building from random values needs none of it
@@ -110,7 +114,8 @@ def build_model(
     model.architecture, model.pretrained_cfg = arch, record.to_dict()  # type: ignore[assignment]
     adapt = family.adapt if family else None
     if pretrained is not False:
-        load_pretrained(model, pretrained, record=record, adapt=adapt, cache_dir=cache_dir)
+        how = {"cache_dir": cache_dir, "in_chans_strategy": in_chans_strategy}
+        load_pretrained(model, pretrained, record=record, adapt=adapt, **how)
     if checkpoint_path:
         load_checkpoint(model, checkpoint_path, adapt=adapt)
     return model

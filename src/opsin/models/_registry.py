@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from opsin import catalog
 from opsin.catalog import Accuracy, ModelFacts, PretrainedCfg, natural_key
-from opsin.errors import OpsinError, UnknownModelError, did_you_mean
+from opsin.errors import OpsinError, UnknownModelError, did_you_mean, warn_user
 from opsin.models._index import MODELS
 from opsin.models._users import (
     USERS,
@@ -93,7 +93,7 @@ def resolve_name(name: str) -> tuple[str, str | None]:
     new = _name_of_today(name)
     if new is not None:
         note = catalog.alias_note(name) or catalog.alias_note(architecture)
-        warnings.warn(f"{name!r} is a former name; using {new!r}. {note}".rstrip(), FutureWarning, stacklevel=3)
+        warn_user(f"{name!r} is a former name; using {new!r}. {note}".rstrip(), FutureWarning)
         return resolve_name(new)
     if _exists(architecture):
         known = tags_of(architecture)

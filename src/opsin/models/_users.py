@@ -1,13 +1,13 @@
 """Users' own models: `@register_model`, their weight tags, and the entry points that bring them. Imports no torch."""
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
 from opsin.catalog import PretrainedCfg
+from opsin.errors import warn_user
 from opsin.models._index import MODELS
 
 __all__ = ["USERS", "DefaultCfg", "generate_default_cfgs", "load_entry_points", "register_model", "user_cfgs"]
@@ -67,7 +67,7 @@ def register_model(fn: Entrypoint) -> Entrypoint:
     before = USERS.get(name)
     if name in MODELS or (before is not None and before.__module__ != fn.__module__):
         owner = before.__module__ if before is not None else f"opsin.models.{MODELS[name]}"
-        warnings.warn(f"Model {name!r} of {owner} is replaced by that of {fn.__module__}.", stacklevel=2)
+        warn_user(f"Model {name!r} of {owner} is replaced by that of {fn.__module__}.")
     USERS[name] = fn
     return fn
 
@@ -93,4 +93,4 @@ def load_entry_points() -> None:
         try:
             entry.load()
         except Exception as error:  # whatever a stranger's module raises must not take every other model away
-            warnings.warn(f"The models of {entry.name!r} ({entry.value}) cannot be loaded: {error!r}", stacklevel=3)
+            warn_user(f"The models of {entry.name!r} ({entry.value}) cannot be loaded: {error!r}")

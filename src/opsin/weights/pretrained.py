@@ -1,6 +1,5 @@
 """Published weights into a model of another size: other channels, other classes, other image size."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from opsin.catalog import PretrainedCfg
+from opsin.errors import warn_user
 from opsin.models._model import Model
 from opsin.weights.adapt import adapt_input_conv
 from opsin.weights.load import LoadReport, load_into
@@ -99,5 +99,5 @@ def _drop_other_head(
                 had = state.pop(key).shape[0]
         if any(key.startswith(f"{path}.") for key in fresh):
             now = wanted[f"{path}.weight"].shape[0]
-            warnings.warn(f"{path!r} is new: the weights have {had} classes, the model has {now}", stacklevel=4)
+            warn_user(f"{path!r} is new: the weights have {had} classes, the model has {now}")
     return fresh
