@@ -28,6 +28,10 @@ def shrink(arch: str) -> dict[str, Any]:
     small: dict[str, Any] = {}
     if "layers" in names and isinstance(config.layers, tuple) and not getattr(config, "pruned", ""):
         small["layers"] = tuple(min(layers, 2) for layers in config.layers)
+    if "depths" in names:
+        small["depths"] = tuple(min(depth, 2) for depth in config.depths)
+    if "dims" in names:
+        small["dims"] = tuple(16 + 8 * i for i in range(len(config.dims)))
     if "depth" in names and "w0" not in names:  # of a RegNet it decides the number of stages
         small["depth"] = min(config.depth, 3)
     if "embed_dim" in names and isinstance(config.embed_dim, int):

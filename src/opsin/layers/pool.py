@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
 
-__all__ = ["AvgPool2dSame", "BlurPool2d", "SelectAdaptivePool2d", "create_aa"]
+__all__ = ["BlurPool2d", "SelectAdaptivePool2d", "avg_pool_down", "create_aa"]
 
 POOLS = ("", "avg", "max", "avgmax", "catavgmax")
 
@@ -77,14 +77,14 @@ class BlurPool2d(nn.Module):
         )
 
 
-class AvgPool2dSame(nn.AvgPool2d):
-    """Average pooling with TensorFlow's SAME padding: output `ceil(size / stride)`, the padding not counted."""
+def avg_pool_down(stride: int, dilation: int = 1) -> nn.Module:
+    """The 2x2 average ahead of the 1x1 convolution of a shortcut (ResNet-D); Identity where the block keeps the map.
 
-    def __init__(self, kernel_size: int, stride: int) -> None:
-        super().__init__(kernel_size, stride, count_include_pad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.kernel_size, self.stride, ceil_mode=True, count_include_pad=False)
+    Where dilation stands in for stride the map keeps its size: zeros are put at its far sides.
+    """
+    if dilation > 1:
+        return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1))
+    return nn.Identity() if stride == 1 else nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
 
 
 def create_aa(aa_layer, channels: int, *, stride: int = 2, enable: bool = True) -> nn.Module:

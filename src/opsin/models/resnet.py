@@ -23,6 +23,7 @@ from opsin.layers import (
     drop_path_rates,
     get_norm_layer,
 )
+from opsin.layers.pool import avg_pool_down
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
@@ -153,11 +154,8 @@ def shortcut(in_chs: int, out_chs: int, c: Config, stride: int, dilation: int, f
     """The projection of a block that changes stride or channels."""
     norm = get_norm_layer(c.norm_layer)
     if c.avg_down:
-        same = stride == 1 and dilation == 1
-        pool = nn.AvgPool2d(2, stride if dilation == 1 else 1, ceil_mode=True, count_include_pad=False)
-        if dilation > 1:  # an even window without stride: pad on the far side to keep the size
-            pool = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1))
-        return nn.Sequential(nn.Identity() if same else pool, nn.Conv2d(in_chs, out_chs, 1, bias=False), norm(out_chs))
+        pool = avg_pool_down(stride, dilation)
+        return nn.Sequential(pool, nn.Conv2d(in_chs, out_chs, 1, bias=False), norm(out_chs))
     kernel = 1 if stride == 1 and dilation == 1 else c.down_kernel_size
     spread = first_dilation if kernel > 1 else 1
     pad = spread * (kernel - 1) // 2
