@@ -67,7 +67,7 @@ class TokenModel(Model):
         return x
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+        return self.forward_head(self.forward_features(x, **mask_args(attn_mask, is_causal)))
 
     def forward_intermediates(  # type: ignore[override]
         self,
