@@ -40,16 +40,17 @@ def representatives() -> list[str]:
 @pytest.mark.parametrize("arch", representatives())
 def test_same_numbers(arch):
     small = shrink(arch)
+    limit = 1e-6 if "evos" in arch else 1e-9  # the judge takes the variance of EvoNorm in float32 whatever the dtype
     theirs = randomize(timm.create_model(arch, num_classes=11, **small)).eval().double()
     ours = opsin.create_model(arch, num_classes=11, **small).eval().double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(1, 3, *image_size(arch), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.inference_mode():
-        assert relative_error(ours(x), theirs(x)) < 1e-9
+        assert relative_error(ours(x), theirs(x)) < limit
         (final_a, maps_a), (final_b, maps_b) = ours.forward_intermediates(x), theirs.forward_intermediates(x)
-        assert relative_error(final_a, final_b) < 1e-9
+        assert relative_error(final_a, final_b) < limit
         assert len(maps_a) == len(maps_b)
         for a, b in zip(maps_a, maps_b, strict=True):
-            assert relative_error(a, b) < 1e-9
+            assert relative_error(a, b) < limit
         ours, theirs, x = ours.float(), theirs.float(), x.float()
         assert relative_error(ours(x), theirs(x)) < 1e-5
