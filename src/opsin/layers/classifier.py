@@ -4,19 +4,30 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.layers.act import create_act
 from opsin.layers.norm import get_norm_layer
 from opsin.layers.pool import SelectAdaptivePool2d
 
-__all__ = ["ClassifierHead", "NormMlpClassifierHead"]
+__all__ = ["ClassifierHead", "ConvClassifier", "NormMlpClassifierHead"]
 
 
 def _classifier(width: int, num_classes: int, pool_type: str) -> nn.Module:
     if num_classes and not pool_type:
         raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
     return nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+
+class ConvClassifier(nn.Conv2d):
+    """A linear layer that checkpoints hold as a 1x1 convolution; takes `(B, C)`, or `(B, C, H, W)` at each position."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.flatten(1), self.bias) if x.ndim == 2 else super().forward(x)
 
 
 class ClassifierHead(nn.Module):
