@@ -139,6 +139,8 @@ def test_activations():
     create_act(nn.ReLU, inplace=True)(z)
     assert torch.equal(z, x.relu())
     assert get_act_layer(nn.GELU) is nn.GELU
+    for layer in (nn.SiLU, nn.LeakyReLU, nn.Hardswish, nn.GELU, nn.ReLU6):  # as a saved config names a class
+        assert isinstance(create_act(layer.__name__), layer)
     with pytest.raises(UnknownArgumentError, match="Did you mean gelu"):
         create_act("gellu")
 

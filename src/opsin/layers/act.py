@@ -48,16 +48,22 @@ def get_act_layer(act: str | Callable[..., nn.Module]) -> Callable[..., nn.Modul
     """The activation class of a name, or the callable itself."""
     if not isinstance(act, str):
         return act
-    if act not in ACTS:
-        raise UnknownArgumentError(f"no activation {act!r}.{did_you_mean(act, ACTS)} Known: {', '.join(ACTS)}")
-    return ACTS[act][0]
+    return ACTS[_known(act)][0]
+
+
+def _known(name: str) -> str:
+    """The table's spelling of a name; class names such as `SiLU` and `LeakyReLU` are understood as well."""
+    plain = {key.replace("_", ""): key for key in ACTS}.get(name.lower().replace("_", ""))
+    if plain is None:
+        raise UnknownArgumentError(f"no activation {name!r}.{did_you_mean(name, ACTS)} Known: {', '.join(ACTS)}")
+    return plain
 
 
 def create_act(act: str | Callable[..., nn.Module], *, inplace: bool = False) -> nn.Module:
     """An activation module; works in place where asked for and possible."""
     if isinstance(act, str):
-        layer = get_act_layer(act)
-        return layer(inplace=True) if inplace and ACTS[act][1] else layer()
+        layer, can = ACTS[_known(act)]
+        return layer(inplace=True) if inplace and can else layer()
     if inplace and any(act is layer for layer, can in ACTS.values() if can):
         return act(inplace=True)
     return act()

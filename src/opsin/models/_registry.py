@@ -4,7 +4,6 @@ Models come from three places: the generated index of opsin's own families, `@re
 installed packages whose entry points in the group `opsin.models` name a module that registers models.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
