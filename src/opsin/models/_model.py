@@ -48,8 +48,11 @@ class Model(nn.Module):
     num_features: int
     head_hidden_size: int
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, config: type[ModelConfig] | None = None, **kwargs: Any) -> None:
+        """`class ResNet(Model, config=Config)` names the fields that the class takes as keywords."""
         super().__init_subclass__(**kwargs)
+        if config is not None:
+            cls.Config = config
         if isinstance(cls.__dict__.get("classifier"), str | tuple):
             raise TypeError(f"{cls.__name__}.classifier would hide a module of that name: call it classifier_path")
         if "Config" in cls.__dict__:
@@ -234,11 +237,18 @@ class Model(nn.Module):
         return [g for g in groups if g] + [closing + list(tops)]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The layer groups as regular expressions with their order: `{"stem": regex, "blocks": [(regex, (i,)), …]}`."""
+        """The layer groups as regular expressions with their order: `{"stem": regex, "blocks": [(regex, (i,)), …]}`.
+
+        The head matches none of them and makes the last group; see `group_parameters`.
+        """
         first, *blocks, last = self.layer_groups(coarse)
         pattern = lambda paths: r"^(?:" + "|".join(re.escape(p) for p in paths) + r")(?:\.|$)"  # noqa: E731
         rows = [(pattern(paths), (i,)) for i, paths in enumerate(blocks)]
-        return {"stem": pattern(first), "blocks": [*rows, (pattern(last), (99999,))]}
+        levels = [i for i, stage in enumerate(self.chain) if stage.is_level]
+        closing = {path for stage in self.chain[max(levels, default=-1) + 1 :] for path in stage.owners}
+        if closing := closing.intersection(last):
+            rows.append((pattern(sorted(closing)), (99999,)))  # by convention: together with the block before it
+        return {"stem": pattern(first), "blocks": rows}
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay should leave alone (beside biases and norms)."""
