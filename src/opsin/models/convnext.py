@@ -107,10 +107,9 @@ class ConvNeXtBlock(nn.Module):
         return self.drop_path(y) + x
 
 
-class ConvNeXt(Model):
+class ConvNeXt(Model, config=Config):
     """Patch stem, stages of blocks with a strided convolution in front of each, pooled and normed linear head."""
 
-    Config = Config
     positional = ("in_chans", "num_classes", "global_pool", "output_stride", "depths", "dims")
     classifier_path = "head.fc"
     first_conv = "stem.0"

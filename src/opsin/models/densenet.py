@@ -73,10 +73,9 @@ def transition(in_chs: int, out_chs: int, c: Config) -> nn.Sequential:
     return nn.Sequential(OrderedDict(norm=norm_act(c, in_chs), conv=conv, pool=pool))
 
 
-class DenseNet(Model):
+class DenseNet(Model, config=Config):
     """Stem, dense blocks with transitions between them, a closing norm, pooled linear head."""
 
-    Config = Config
     positional = ("growth_rate", "block_config", "num_classes", "in_chans", "global_pool")
     classifier_path = "classifier"
     first_conv = "features.conv0"

@@ -175,10 +175,9 @@ def conv_level(in_chs: int, out_chs: int, count: int, *, kernel_size: int = 3, s
     return nn.Sequential(*layers)
 
 
-class DLA(Model):
+class DLA(Model, config=Config):
     """Two levels of plain convolutions, four trees of blocks, pooled head that is a 1x1 convolution."""
 
-    Config = Config
     positional = ("levels", "channels")
     first_conv = "base_layer.0"
 

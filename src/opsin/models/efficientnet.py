@@ -62,10 +62,9 @@ class Config(ModelConfig):
     pruned: str = ""  # name of the table of widths this network was pruned to
 
 
-class EfficientNet(Model):
+class EfficientNet(Model, config=Config):
     """Stem, stages of blocks given by a table, a 1x1 convolution to many channels, pooled linear head."""
 
-    Config = Config
     positional = ("block_args", "num_classes", "num_features", "in_chans")
     classifier_path = "classifier"
     first_conv = "conv_stem"

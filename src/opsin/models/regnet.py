@@ -160,10 +160,9 @@ def squeeze(in_chs: int, inner: int, c: Config) -> nn.Module:
     return SEModule(inner, rd_channels=round(in_chs * c.se_ratio), act_layer=c.act_layer)
 
 
-class RegNet(Model):
+class RegNet(Model, config=Config):
     """Strided 3x3 stem, stages `s1` to `s4` of blocks `b1`, `b2`, …, pooled linear head."""
 
-    Config = Config
     classifier_path = "head.fc"
     first_conv = "stem.conv"
 

@@ -163,10 +163,9 @@ def shortcut(in_chs: int, out_chs: int, c: Config, stride: int, dilation: int, f
     return nn.Sequential(conv, norm(out_chs))
 
 
-class ResNet(Model):
+class ResNet(Model, config=Config):
     """Stem, four stages of residual blocks, pooled linear head."""
 
-    Config = Config
     blocks: ClassVar[Mapping[str, type[ResidualBlock]]] = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
     positional = ("block", "layers", "num_classes", "in_chans", "output_stride", "global_pool")
 

@@ -107,10 +107,9 @@ class SEBottleneck(SEBlock):
         return [(2 * planes, 1, 1, 1), (4 * planes, 3, stride, groups), (4 * planes, 1, 1, 1)]
 
 
-class SENet(Model):
+class SENet(Model, config=Config):
     """Stem, four stages of blocks with squeeze and excitation, pooled linear head."""
 
-    Config = Config
     positional = ("block", "layers", "groups", "reduction", "drop_rate", "in_chans")
     classifier_path = "last_linear"
     first_conv = "layer0.conv1"

@@ -107,10 +107,9 @@ class Config(ModelConfig):
     resample: Mapping[str, Any] = field(default_factory=dict)
 
 
-class VisionTransformer(TokenModel):
+class VisionTransformer(TokenModel, config=Config):
     """Patch tokens, prefix tokens, `depth` blocks, a pooled linear head."""
 
-    Config = Config
     positional = (
         "img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads",
         "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values",
