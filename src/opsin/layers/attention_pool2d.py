@@ -119,7 +119,7 @@ class RotAttentionPool2d(_Pool):
         return torch.cat((by_row, by_column), -1).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        angles = self.angles(*x.shape[-2:], x.device)
+        angles = self.angles(x.shape[-2], x.shape[-1], x.device)
         q, k, v = self.heads(self.tokens(x))
         return self.attend(q, _turn(k, angles), v)  # the mean token has no place, so its query is not turned
 

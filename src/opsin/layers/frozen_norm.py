@@ -29,12 +29,18 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
+PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)  # not classes of their own that do more, such as an activation
 NAMES = ("weight", "bias", "running_mean", "running_var")
 
 
 def freeze_batch_norm_2d(module: nn.Module) -> nn.Module:
     """Replace every plain batch norm inside by a frozen one; returns the module, or its replacement."""
-    if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and module.affine and module.track_running_stats:
+    if (
+        isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
+        and type(module) in PLAIN
+        and module.affine
+        and module.track_running_stats
+    ):
         frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
         return _take_values(frozen, module).train(module.training)
     for name, child in module.named_children():

@@ -24,7 +24,7 @@ def drop_head(model: nn.Module) -> None:
     if isinstance(model, Model):
         model.remove_head()
     elif hasattr(model, "reset_classifier"):
-        model.reset_classifier(0, "")
+        model.reset_classifier(0, "")  # type: ignore[operator]
 
 
 def input_channels(model: nn.Module) -> int:

@@ -102,7 +102,7 @@ def checkpoint_seq(
         if skip_last and begin + every >= len(parts):
             x = _run(group, x)
         else:
-            x = checkpoint(_run, group, x, use_reentrant=use_reentrant)  # type: ignore[assignment]
+            x = checkpoint(_run, group, x, use_reentrant=use_reentrant)
     return x
 
 

@@ -107,7 +107,7 @@ class FeatureListNet(nn.ModuleDict):
         """Compute the non-persistent buffers again; transformers calls it after a build on the meta device."""
         for module in self.modules():
             if hasattr(module, "reset_buffers"):
-                module.reset_buffers()
+                module.reset_buffers()  # type: ignore[operator]
 
     @property
     def return_layers(self) -> dict[str, str]:
@@ -225,7 +225,7 @@ class FeatureHookNet(nn.Module):
         self.keys_out = _output_keys(self.feature_info, out_map) if return_dict or out_map is not None else None
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.model.set_grad_checkpointing(enable)
+        self.model.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Any:
         caught = _catch(self.model, self.names, x)
@@ -239,7 +239,8 @@ def _catch(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
         for n in names
     ]
     try:
-        getattr(model, "forward_features", model)(x)
+        body: Any = getattr(model, "forward_features", model)
+        body(x)
     finally:
         for handle in handles:
             handle.remove()

@@ -16,10 +16,10 @@ __all__ = ["Config", "SKNet", "SelectiveKernelBasic", "SelectiveKernelBottleneck
 class ConvNormAct(nn.Module):
     """Convolution, norm and, unless it closes a block, activation."""
 
-    def __init__(self, in_chs: int, out_chs: int, kernel: int, c: Config, *, act: bool, **conv: int) -> None:
+    def __init__(self, in_chs: int, out_chs: int, kernel: int, c: Config, *, act: bool, dilation: int = 1) -> None:
         super().__init__()
-        padding = conv.get("dilation", 1) * (kernel - 1) // 2
-        self.conv = nn.Conv2d(in_chs, out_chs, kernel, padding=padding, bias=False, **conv)
+        padding = dilation * (kernel - 1) // 2
+        self.conv = nn.Conv2d(in_chs, out_chs, kernel, 1, padding, dilation, bias=False)
         self.bn = get_norm_layer(c.norm_layer)(out_chs)
         self.act = create_act(c.act_layer, inplace=True) if act else nn.Identity()
 
@@ -48,7 +48,7 @@ class SelectiveKernelBasic(ResidualBlock):
         return self.conv2(self.conv1(x))
 
     def zero_init_last(self) -> None:
-        nn.init.zeros_(self.conv2.bn.weight)
+        nn.init.zeros_(self.conv2.bn.weight)  # type: ignore[arg-type]
 
 
 class SelectiveKernelBottleneck(ResidualBlock):
@@ -76,7 +76,7 @@ class SelectiveKernelBottleneck(ResidualBlock):
         return self.conv3(self.conv2(self.conv1(x)))
 
     def zero_init_last(self) -> None:
-        nn.init.zeros_(self.conv3.bn.weight)
+        nn.init.zeros_(self.conv3.bn.weight)  # type: ignore[arg-type]
 
 
 class SKNet(ResNet):

@@ -11,7 +11,7 @@ from opsin import catalog
 from opsin.catalog import PretrainedCfg
 from opsin.errors import OpsinError, UnknownModelError
 from opsin.foreign import build_model_with_cfg, resolve_pretrained_cfg
-from opsin.layers import create_act
+from opsin.layers import conv, create_act
 from opsin.models._chain import normalize_indices
 from opsin.models._registry import DefaultCfg, get_pretrained_cfg, is_model, split_name, tags_of
 from opsin.weights import adapt
@@ -111,16 +111,23 @@ def load_pretrained(
     The head and the first convolution follow from the model itself; `num_classes` and `in_chans` are checked against
     it. `default_cfg` is the older name of `pretrained_cfg`.
     """
-    cfg = pretrained_cfg or default_cfg or getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    cfg: Any = (
+        pretrained_cfg or default_cfg or getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    )
     if not cfg:
         raise OpsinError("load_pretrained needs a record of where the weights are: pass pretrained_cfg=…")
-    record = cfg if isinstance(cfg, PretrainedCfg) else cfg.default if isinstance(cfg, DefaultCfg) else None
-    record = record or PretrainedCfg.from_dict({k: v for k, v in cfg.items() if v is not None})
+    if isinstance(cfg, DefaultCfg):
+        cfg = cfg.default
+    record = cfg if isinstance(cfg, PretrainedCfg) else _record(cfg)
     for name, given in (("num_classes", num_classes), ("in_chans", in_chans)):
         has = getattr(model, name, given)
         if given is not None and given != has:
             raise OpsinError(f"load_pretrained({name}={given}): the model has {name}={has}")
     weights.load_pretrained(model, True, record=record, adapt=filter_fn, cache_dir=cache_dir, strict=strict)
+
+
+def _record(cfg: Mapping[str, Any]) -> PretrainedCfg:
+    return PretrainedCfg.from_dict({name: value for name, value in cfg.items() if value is not None})
 
 
 def load_state_dict(
@@ -183,6 +190,15 @@ def create_act_layer(name: Any, inplace: bool | None = None, **kwargs: Any) -> n
     if kwargs:
         return opsin.layers.get_act_layer(name)(**kwargs | ({} if inplace is None else {"inplace": inplace}))
     return create_act(name, inplace=bool(inplace))
+
+
+def create_conv2d(
+    in_channels: int, out_channels: int, kernel_size: Any, *, padding: str = "", depthwise: bool = False, **kwargs: Any
+) -> nn.Module:
+    """A convolution without bias that keeps the size (divided by `stride`); `padding` is "" or "same"."""
+    if depthwise:
+        kwargs["groups"] = in_channels
+    return conv.create_conv2d(in_channels, out_channels, kernel_size, pad_type=padding, **kwargs)
 
 
 def unchanged(thing: Any) -> Any:

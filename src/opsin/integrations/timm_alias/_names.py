@@ -94,6 +94,8 @@ _LAYERS = _SWITCHES | {
     "SqueezeExcite": "opsin.layers:SEModule",
     "EfficientChannelAttn": "opsin.layers:EcaModule",
     "create_act_layer": f"{HERE}._calls:create_act_layer",
+    "create_conv2d": f"{HERE}._calls:create_conv2d",
+    "trunc_normal_": "torch.nn.init:trunc_normal_",  # bounds are values; opsin's are in units of std, as in the next
     "register_notrace_function": f"{HERE}._calls:unchanged",
     "register_notrace_module": f"{HERE}._calls:unchanged",
     "trunc_normal_tf_": "opsin.layers:trunc_normal_",
@@ -192,7 +194,7 @@ def _families() -> dict[str, tuple[str, ...]]:
     }
 
 
-def view_of(module: str) -> View | None:
+def view_of(module: str) -> Any:
     """The view of a timm module, or None where opsin has nothing of it."""
     if module in VIEWS:
         return VIEWS[module]
