@@ -57,7 +57,9 @@ def test_todays_layout_is_left_alone():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (24, 40)])
-@pytest.mark.parametrize("tokens", [{}, {"reg_tokens": 2}, {"no_embed_class": True}, {"class_token": False, "global_pool": "avg"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens", [{}, {"reg_tokens": 2}, {"no_embed_class": True}, {"class_token": False, "global_pool": "avg"}]
+)
 def test_position_embedding_goes_to_another_image_size(size, tokens):
     both(random_state(**tokens), img_size=size, **tokens)
 
@@ -88,8 +90,10 @@ def test_flat_patch_projection():
 
 
 def test_deit3():
-    state = {k.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for k, v in random_state(
-        init_values=1e-6, no_embed_class=True).items()}  # fmt: skip
+    state = {
+        k.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v
+        for k, v in random_state(init_values=1e-6, no_embed_class=True).items()
+    }
     assert "blocks.0.gamma_1" in state
     both({"model": state}, init_values=1e-6, no_embed_class=True)
     left = checkpoint_filter_fn(state, VisionTransformer(**TINY, init_values=1e-6, no_embed_class=True))
@@ -102,9 +106,11 @@ def test_pre_logits_are_left_out():
 
 def openai(prefix):
     out = {
-        "class_embedding": noise(DIM), "positional_embedding": noise(17, DIM), "proj": noise(DIM, 5),
+        "class_embedding": noise(DIM),
+        "positional_embedding": noise(17, DIM),
+        "proj": noise(DIM, 5),
         "conv1.weight": noise(DIM, 3, 8, 8),
-    }  # fmt: skip
+    }
     for norm in ("ln_pre", "ln_post", *(f"transformer.resblocks.{i}.ln_{j}" for i in range(2) for j in (1, 2))):
         out |= {f"{norm}.weight": noise(DIM), f"{norm}.bias": noise(DIM)}
     for i in range(2):
@@ -170,10 +176,25 @@ def test_attention_pool_is_left_out_of_a_mean_pooled_model():
 
 
 def test_aimv2():
-    config = {"num_classes": 0, "class_token": False, "global_pool": "avg", "fc_norm": False, "qkv_bias": False,
-              "proj_bias": False, "norm_layer": "rmsnorm", "embed_norm_layer": "rmsnorm"}  # fmt: skip
-    names = (("norm1", "norm_1"), ("norm2", "norm_2"), ("fc1_g", "fc1"), ("fc1_x", "fc3"), ("patch_embed", "preprocessor.patchifier"),
-             ("pos_embed", "preprocessor.pos_embed"), ("blocks", "trunk.blocks"))  # fmt: skip
+    config = {
+        "num_classes": 0,
+        "class_token": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+        "qkv_bias": False,
+        "proj_bias": False,
+        "norm_layer": "rmsnorm",
+        "embed_norm_layer": "rmsnorm",
+    }
+    names = (
+        ("norm1", "norm_1"),
+        ("norm2", "norm_2"),
+        ("fc1_g", "fc1"),
+        ("fc1_x", "fc3"),
+        ("patch_embed", "preprocessor.patchifier"),
+        ("pos_embed", "preprocessor.pos_embed"),
+        ("blocks", "trunk.blocks"),
+    )
     state = {}
     for key, value in random_state(**config, mlp_layer="SwiGLU").items():
         if key.startswith("norm."):
@@ -192,9 +213,17 @@ def test_aimv2():
 
 def test_beit3():
     config = {"scale_attn_norm": True, "scale_mlp_norm": True, "global_pool": "avg"}
-    then = (("patch_embed.", "beit3.vision_embed."), ("cls_token", "beit3.vision_embed.cls_token"), ("blocks.", "beit3.encoder.layers."),
-            ("attn.norm.", "self_attn.inner_attn_ln.A."), ("mlp.norm.", "ffn.A.ffn_layernorm."), ("mlp.", "ffn.A."),
-            ("norm1.", "self_attn_layer_norm.A."), ("norm2.", "final_layer_norm.A."), ("attn.proj.", "self_attn.out_proj.A."))  # fmt: skip
+    then = (
+        ("patch_embed.", "beit3.vision_embed."),
+        ("cls_token", "beit3.vision_embed.cls_token"),
+        ("blocks.", "beit3.encoder.layers."),
+        ("attn.norm.", "self_attn.inner_attn_ln.A."),
+        ("mlp.norm.", "ffn.A.ffn_layernorm."),
+        ("mlp.", "ffn.A."),
+        ("norm1.", "self_attn_layer_norm.A."),
+        ("norm2.", "final_layer_norm.A."),
+        ("attn.proj.", "self_attn.out_proj.A."),
+    )
     state = {"beit3.text_embed.weight": noise(7, DIM), "beit3.vision_embed.mask_token": noise(1, 1, DIM)}
     for key, value in random_state(**config).items():
         if key == "pos_embed":
@@ -227,9 +256,18 @@ def test_radio(how, size):
         f"{prefix}patch_generator.cls_token.token": noise(3, DIM),
         "radio_model.input_conditioner.norm_mean": noise(3, 1, 1),
         "radio_model.summary_idxs": torch.tensor([0, 1]),
-    }  # fmt: skip
-    both(state, how=how, ours={"resample": how}, num_classes=0, init_values=1e-5, reg_tokens=2, no_embed_class=True,
-         final_norm=False, img_size=size)  # fmt: skip
+    }
+    both(
+        state,
+        how=how,
+        ours={"resample": how},
+        num_classes=0,
+        init_values=1e-5,
+        reg_tokens=2,
+        no_embed_class=True,
+        final_norm=False,
+        img_size=size,
+    )
 
 
 def flax(*, big_vision=False, stacked=False, prefix="", map_pool=False, classes=5, cls=True):
@@ -249,8 +287,12 @@ def flax(*, big_vision=False, stacked=False, prefix="", map_pool=False, classes=
         return parts | {f"{name}/out/kernel": (4, 8, DIM), f"{name}/out/bias": (DIM,)}
 
     def mlp(name):
-        return {f"{name}/Dense_0/kernel": (DIM, 4 * DIM), f"{name}/Dense_0/bias": (4 * DIM,),
-                f"{name}/Dense_1/kernel": (4 * DIM, DIM), f"{name}/Dense_1/bias": (DIM,)}  # fmt: skip
+        return {
+            f"{name}/Dense_0/kernel": (DIM, 4 * DIM),
+            f"{name}/Dense_0/bias": (4 * DIM,),
+            f"{name}/Dense_1/kernel": (4 * DIM, DIM),
+            f"{name}/Dense_1/bias": (DIM,),
+        }
 
     attn, mlp_no, second = ("0", "0", "1") if big_vision else ("1", "3", "2")
     block = norm("LayerNorm_0") | norm(f"LayerNorm_{second}")
@@ -279,10 +321,16 @@ def flax(*, big_vision=False, stacked=False, prefix="", map_pool=False, classes=
     return {prefix + k: rng.standard_normal(v).astype(np.float32) for k, v in tree.items()}
 
 
-@pytest.mark.parametrize("layout", [
-    {}, {"prefix": "opt/target/"}, {"big_vision": True, "prefix": "params/"}, {"big_vision": True, "stacked": True, "prefix": "params/"},
-    {"big_vision": True, "prefix": "params/img/", "map_pool": True, "classes": 0, "cls": False},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"prefix": "opt/target/"},
+        {"big_vision": True, "prefix": "params/"},
+        {"big_vision": True, "stacked": True, "prefix": "params/"},
+        {"big_vision": True, "prefix": "params/img/", "map_pool": True, "classes": 0, "cls": False},
+    ],
+)
 @pytest.mark.parametrize("img_size", [32, 48])
 def test_flax(layout, img_size, tmp_path):
     arrays = flax(**layout)
@@ -299,9 +347,16 @@ def test_flax(layout, img_size, tmp_path):
         assert relative_error(got[key], value) < 1e-5, key
 
 
-# -- Hugging Face transformers: the judge is the model itself ------------------------------------------------------------
+# -- Hugging Face transformers: the judge is the model itself
 
-HF = {"hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 4 * DIM, "image_size": 32, "patch_size": 8}  # fmt: skip
+HF = {
+    "hidden_size": DIM,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 4 * DIM,
+    "image_size": 32,
+    "patch_size": 8,
+}
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

@@ -82,6 +82,10 @@ class DiffLambda(nn.Module):
     deeper ones start with more weight on the second map.
     """
 
+    q_norm: nn.Module
+    k_norm: nn.Module
+    sub_norm: nn.Module
+
     def init_difference(self, dim: int, num_heads: int, depth: int) -> None:
         width = _head_dim(dim, num_heads)
         if width % 2:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.layers.attention import mask_args
-from opsin.layers.patch_embed import PatchEmbed, to_2tuple
+from opsin.layers.patch_embed import to_2tuple
 from opsin.layers.pos_embed import resample_abs_pos_embed
 from opsin.models._chain import run_stage
 from opsin.models._model import Model
@@ -52,7 +52,7 @@ class TokenModel(Model):
     first_conv: ClassVar[str | tuple[str, ...]] = "patch_embed.proj"
     classifier_path: ClassVar[str | tuple[str, ...]] = "head"
 
-    patch_embed: PatchEmbed
+    patch_embed: Any  # PatchEmbed, or one of the user's with its methods
     pos_embed: nn.Parameter | None
     num_prefix_tokens: int
     no_embed_class: bool = False  # the position embedding has no entries for prefix tokens
@@ -91,7 +91,7 @@ class TokenModel(Model):
         self.check_output_fmt(output_fmt)
         if stop_early and not intermediates_only:
             raise UnknownArgumentError("stop_early leaves no final features: pass intermediates_only=True with it")
-        if self.training and getattr(getattr(self, "patch_drop", None), "prob", 0.0):
+        if self.training and getattr(getattr(self, "patch_drop", None), "prob", None):
             raise ValueError(
                 "patch dropout leaves holes in the maps while training: use eval(), or build with patch_drop_rate=0"
             )
@@ -145,7 +145,7 @@ class TokenModel(Model):
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         if self.pos_embed is not None:
             prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-            grid: Any = self.patch_embed.grid_size
+            grid = self.patch_embed.grid_size
             table = resample_abs_pos_embed(self.pos_embed, grid, old_size=old_grid, num_prefix_tokens=prefix)
             self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
         changes: dict[str, Any] = {}
@@ -153,6 +153,6 @@ class TokenModel(Model):
             changes["img_size"] = to_2tuple(img_size)
         if patch_size is not None:
             changes["patch_size"] = to_2tuple(patch_size)
-            ratio: Any = self.patch_embed.feat_ratio()
+            ratio = self.patch_embed.feat_ratio()
             self.chain = tuple(s._replace(reduction=ratio) if s.is_level else s for s in self.chain)
         self.config = replace(self.config, **changes)

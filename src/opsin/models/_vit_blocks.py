@@ -154,8 +154,8 @@ class ResPostBlock(Block):
     def init_last(self) -> None:
         """The norms start at `init_values`; the model calls it once more after all parts have their values."""
         if self.init_values is not None:
-            nn.init.constant_(self.norm1.weight, self.init_values)
-            nn.init.constant_(self.norm2.weight, self.init_values)
+            for norm in (self.norm1, self.norm2):
+                nn.init.constant_(norm.get_parameter("weight"), self.init_values)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         x = x + self.drop_path1(self.norm1(self.attn(x, **mask_args(attn_mask, is_causal))))
@@ -164,6 +164,9 @@ class ResPostBlock(Block):
 
 class ParallelScalingBlock(nn.Module):
     """Attention and MLP side by side on one norm and one projection (ViT-22B, https://arxiv.org/abs/2302.05442)."""
+
+    q_norm: nn.Module
+    k_norm: nn.Module
 
     def __init__(
         self,

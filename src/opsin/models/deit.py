@@ -69,11 +69,11 @@ class VisionTransformerDistilled(VisionTransformer):
 
 
 Deit3 = partial(Config, no_embed_class=True, init_values=1e-6)
-TI = {"embed_dim": 192, "num_heads": 3}
-S = {"embed_dim": 384, "num_heads": 6}
-M = {"embed_dim": 512, "num_heads": 8}
-L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-H = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+TI: dict[str, Any] = {"embed_dim": 192, "num_heads": 3}
+S: dict[str, Any] = {"embed_dim": 384, "num_heads": 6}
+M: dict[str, Any] = {"embed_dim": 512, "num_heads": 8}
+L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+H: dict[str, Any] = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 
 VARIANTS = {
     "deit3_base_patch16_224": Deit3(),

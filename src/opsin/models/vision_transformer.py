@@ -171,7 +171,7 @@ class VisionTransformer(TokenModel, config=Config):
 
     def declare_chain(self, c: Config) -> tuple[Stage, ...]:
         owners = ("patch_embed", *(name for name in TOKENS if getattr(self, name, None) is not None), "norm_pre")
-        ratio = getattr(self.patch_embed, "feat_ratio", lambda: c.patch_size)()
+        ratio = self.patch_embed.feat_ratio()
         levels = [Stage((f"blocks.{i}",), c.embed_dim, ratio) for i in range(c.depth)]
         closing = [] if isinstance(self.norm, nn.Identity) else [Stage(("norm",), any_depth=True)]
         return (Stage(("embed",), params=owners, checkpoint=False), *levels, *closing)
@@ -200,7 +200,7 @@ class VisionTransformer(TokenModel, config=Config):
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Add positions, put the prefix tokens first; takes tokens, or a map (B, h, w, C) where sizes are dynamic."""
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens()]
-        table = self.pos_embed
+        table: Tensor | None = self.pos_embed
         if x.ndim == 4:
             if table is not None:
                 count = 0 if self.no_embed_class else self.num_prefix_tokens
@@ -269,7 +269,7 @@ class VisionTransformer(TokenModel, config=Config):
                 block.init_last()
             if self.config.fix_init:
                 for path in ("attn.proj", "mlp.fc2"):
-                    block.get_submodule(path).weight.div_(math.sqrt(2.0 * (i + 1)))
+                    block.get_parameter(f"{path}.weight").div_(math.sqrt(2.0 * (i + 1)))
 
 
 TOKENS = ("cls_token", "reg_token", "dist_token", "pos_embed")
@@ -292,12 +292,12 @@ def bind_norm(norm_layer: Any, eps: float | None) -> Any:
     return get_norm_layer(norm_layer) if eps is None else get_norm_layer(norm_layer, eps=eps)
 
 
-TI = {"embed_dim": 192, "num_heads": 3}
-S = {"embed_dim": 384, "num_heads": 6}
-L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-H = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
-G = {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11}
-GG = {"embed_dim": 1664, "depth": 48, "num_heads": 16, "mlp_ratio": 64 / 13}
+TI: dict[str, Any] = {"embed_dim": 192, "num_heads": 3}
+S: dict[str, Any] = {"embed_dim": 384, "num_heads": 6}
+L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+H: dict[str, Any] = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+G: dict[str, Any] = {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11}
+GG: dict[str, Any] = {"embed_dim": 1664, "depth": 48, "num_heads": 16, "mlp_ratio": 64 / 13}
 
 VARIANTS = {
     "eva_large_patch14_196": Config(img_size=196, patch_size=14, **L, global_pool="avg"),

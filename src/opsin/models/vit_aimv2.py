@@ -1,6 +1,7 @@
 """AIMv2 (https://arxiv.org/abs/2411.14402): RMS norms, SwiGLU, no biases."""
 
 from functools import partial
+from typing import Any
 
 from opsin.models._family import Family
 from opsin.models._vit_adapt import adapt
@@ -22,10 +23,10 @@ Aim = partial(
     norm_eps=1e-5,
     mlp_layer="SwiGLU",
 )
-A1B = {"embed_dim": 2048, "depth": 24, "num_heads": 16, "mlp_ratio": 2.75}
-A3B = {"embed_dim": 3072, "depth": 24, "num_heads": 24, "mlp_ratio": 2.6667}
-AH = {"embed_dim": 1536, "depth": 24, "mlp_ratio": 2.6667}
-AL = {"embed_dim": 1024, "depth": 24, "num_heads": 8, "mlp_ratio": 2.75}
+A1B: dict[str, Any] = {"embed_dim": 2048, "depth": 24, "num_heads": 16, "mlp_ratio": 2.75}
+A3B: dict[str, Any] = {"embed_dim": 3072, "depth": 24, "num_heads": 24, "mlp_ratio": 2.6667}
+AH: dict[str, Any] = {"embed_dim": 1536, "depth": 24, "mlp_ratio": 2.6667}
+AL: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 8, "mlp_ratio": 2.75}
 
 VARIANTS = {
     "aimv2_1b_patch14_224": Aim(**A1B),

@@ -1,6 +1,7 @@
 """The vision branch of BEiT-3 (https://arxiv.org/abs/2208.10442): norms inside attention and MLP."""
 
 from functools import partial
+from typing import Any
 
 from opsin.models._family import Family
 from opsin.models._vit_adapt import adapt
@@ -9,7 +10,7 @@ from opsin.models.vision_transformer import Config, VisionTransformer
 __all__ = ["VARIANTS"]
 
 Beit3 = partial(Config, scale_attn_norm=True, scale_mlp_norm=True, global_pool="avg", norm_eps=1e-5)
-L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 
 VARIANTS = {
     "beit3_base_patch16_224": Beit3(),

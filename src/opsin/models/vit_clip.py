@@ -3,6 +3,7 @@ and their fine-tunings: a norm before the blocks, epsilon 1e-5; the first CLIPs 
 """
 
 from functools import partial
+from typing import Any
 
 from opsin.models._family import Family
 from opsin.models._vit_adapt import adapt
@@ -12,12 +13,12 @@ __all__ = ["VARIANTS"]
 
 Clip = partial(Config, pre_norm=True, norm_eps=1e-5)
 Quick = partial(Config, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu")
-M = {"embed_dim": 512, "num_heads": 8}
-BETWIXT = {"embed_dim": 640, "num_heads": 10}
-L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-H = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
-G = {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11}
-GG = {"embed_dim": 1664, "depth": 48, "num_heads": 16, "mlp_ratio": 64 / 13}
+M: dict[str, Any] = {"embed_dim": 512, "num_heads": 8}
+BETWIXT: dict[str, Any] = {"embed_dim": 640, "num_heads": 10}
+L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+H: dict[str, Any] = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+G: dict[str, Any] = {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11}
+GG: dict[str, Any] = {"embed_dim": 1664, "depth": 48, "num_heads": 16, "mlp_ratio": 64 / 13}
 
 VARIANTS = {
     "vit_base_patch16_clip_224": Clip(),

@@ -1,6 +1,7 @@
 """DINOv2 (https://arxiv.org/abs/2304.07193), with registers (https://arxiv.org/abs/2309.16588), and TIPS v2."""
 
 from functools import partial
+from typing import Any
 
 from opsin.models._family import Family
 from opsin.models._vit_adapt import adapt
@@ -11,9 +12,9 @@ __all__ = ["VARIANTS"]
 Dino = partial(Config, patch_size=14, img_size=518, init_values=1e-5)
 DinoReg = partial(Config, patch_size=14, img_size=518, init_values=1e-5, reg_tokens=4, no_embed_class=True)
 Tips = partial(Config, patch_size=14, img_size=448, init_values=1.0, reg_tokens=1, no_embed_class=True)
-S = {"embed_dim": 384, "num_heads": 6}
-L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-GIANT2 = {"embed_dim": 1536, "depth": 40, "num_heads": 24}
+S: dict[str, Any] = {"embed_dim": 384, "num_heads": 6}
+L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+GIANT2: dict[str, Any] = {"embed_dim": 1536, "depth": 40, "num_heads": 24}
 
 VARIANTS = {
     "vit_base_patch14_dinov2": Dino(),

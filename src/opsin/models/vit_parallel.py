@@ -3,6 +3,7 @@ https://arxiv.org/abs/2302.05442), norms behind (Swin V2), differential attentio
 """
 
 from functools import partial
+from typing import Any
 
 from opsin.models._family import Family
 from opsin.models._vit_adapt import adapt
@@ -22,12 +23,12 @@ Xp = partial(
 Reg = partial(
     Config, img_size=256, class_token=False, no_embed_class=True, reg_tokens=1, global_pool="avg", init_values=1e-5
 )
-L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-THINGS = {"init_values": 1e-5, "block_fn": "ParallelThingsBlock"}
-H = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
-LITTLE = {"embed_dim": 320, "depth": 14, "num_heads": 5, "mlp_ratio": 5.6}
-WEE = {"embed_dim": 256, "depth": 14, "num_heads": 4, "mlp_ratio": 5}
-PWEE = {"embed_dim": 256, "depth": 16, "num_heads": 4, "mlp_ratio": 5}
+L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+THINGS: dict[str, Any] = {"init_values": 1e-5, "block_fn": "ParallelThingsBlock"}
+H: dict[str, Any] = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+LITTLE: dict[str, Any] = {"embed_dim": 320, "depth": 14, "num_heads": 5, "mlp_ratio": 5.6}
+WEE: dict[str, Any] = {"embed_dim": 256, "depth": 14, "num_heads": 4, "mlp_ratio": 5}
+PWEE: dict[str, Any] = {"embed_dim": 256, "depth": 16, "num_heads": 4, "mlp_ratio": 5}
 
 VARIANTS = {
     "vit_base_patch16_18x2_224": Config(depth=18, **THINGS),

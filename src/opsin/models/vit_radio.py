@@ -4,6 +4,7 @@ Each teacher has a class token; all but the first act as registers. Position tab
 """
 
 from functools import partial
+from typing import Any
 
 from opsin.models._family import Family
 from opsin.models._vit_adapt import adapt
@@ -13,11 +14,11 @@ __all__ = ["VARIANTS"]
 
 RadioV3 = partial(Config, img_size=512, reg_tokens=7, no_embed_class=True, final_norm=False)
 RadioV4 = partial(Config, img_size=512, reg_tokens=9, no_embed_class=True, final_norm=False)
-CENTRES = {"interpolation": "bilinear", "antialias": False, "align_corners": False}
-CORNERS = CENTRES | {"align_corners": True}
-L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-H = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
-GIANT2 = {"embed_dim": 1536, "depth": 40, "num_heads": 24}
+CENTRES: dict[str, Any] = {"interpolation": "bilinear", "antialias": False, "align_corners": False}
+CORNERS: dict[str, Any] = CENTRES | {"align_corners": True}
+L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+H: dict[str, Any] = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+GIANT2: dict[str, Any] = {"embed_dim": 1536, "depth": 40, "num_heads": 24}
 
 VARIANTS = {
     "vit_base_patch16_radio_v3": RadioV3(init_values=1e-5, resample=CORNERS),

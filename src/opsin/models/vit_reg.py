@@ -3,6 +3,7 @@ searched shape (SoViT, https://arxiv.org/abs/2305.13035).
 """
 
 from functools import partial
+from typing import Any
 
 from opsin.models._family import Family
 from opsin.models._vit_adapt import adapt
@@ -13,12 +14,12 @@ __all__ = ["VARIANTS"]
 Gap = partial(Config, class_token=False, global_pool="avg", qkv_bias=False, init_values=1e-6, fc_norm=False)
 Reg1 = partial(Config, class_token=False, no_embed_class=True, reg_tokens=1, global_pool="avg", init_values=1e-5)
 Reg4 = partial(Config, class_token=False, no_embed_class=True, reg_tokens=4, global_pool="avg", init_values=1e-5)
-M = {"embed_dim": 512, "num_heads": 8}
-BETWIXT = {"embed_dim": 640, "num_heads": 10}
-LITTLE = {"embed_dim": 320, "depth": 14, "num_heads": 5, "mlp_ratio": 5.6}
-WEE = {"embed_dim": 256, "depth": 14, "num_heads": 4, "mlp_ratio": 5}
-SO150M = {"embed_dim": 896, "depth": 18, "num_heads": 14, "mlp_ratio": 2.572}
-SO150M2 = {"embed_dim": 832, "depth": 21, "num_heads": 13, "mlp_ratio": 34 / 13}
+M: dict[str, Any] = {"embed_dim": 512, "num_heads": 8}
+BETWIXT: dict[str, Any] = {"embed_dim": 640, "num_heads": 10}
+LITTLE: dict[str, Any] = {"embed_dim": 320, "depth": 14, "num_heads": 5, "mlp_ratio": 5.6}
+WEE: dict[str, Any] = {"embed_dim": 256, "depth": 14, "num_heads": 4, "mlp_ratio": 5}
+SO150M: dict[str, Any] = {"embed_dim": 896, "depth": 18, "num_heads": 14, "mlp_ratio": 2.572}
+SO150M2: dict[str, Any] = {"embed_dim": 832, "depth": 21, "num_heads": 13, "mlp_ratio": 34 / 13}
 
 VARIANTS = {
     "vit_base_patch16_reg4_gap_256": Config(

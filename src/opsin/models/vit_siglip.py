@@ -3,6 +3,7 @@ by attention; the `gap` ones leave that out and take the mean.
 """
 
 from functools import partial
+from typing import Any
 
 from opsin.models._family import Family
 from opsin.models._vit_adapt import adapt
@@ -14,9 +15,9 @@ SigLip = partial(Config, class_token=False, global_pool="map")
 SigLip2 = partial(Config, class_token=False, global_pool="map", act_layer="gelu_tanh")
 Gap = partial(Config, class_token=False, global_pool="avg", fc_norm=False)
 Gap2 = partial(Config, class_token=False, global_pool="avg", fc_norm=False, act_layer="gelu_tanh")
-L = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-SO400M = {"embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362}
-OPT = {"embed_dim": 1536, "depth": 40, "num_heads": 16}
+L: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+SO400M: dict[str, Any] = {"embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362}
+OPT: dict[str, Any] = {"embed_dim": 1536, "depth": 40, "num_heads": 16}
 
 VARIANTS = {
     "vit_base_patch16_siglip_224": SigLip(),
