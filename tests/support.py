@@ -39,6 +39,8 @@ def shrink(arch: str) -> dict[str, Any]:
         small |= {"embed_dim": 16 * heads, "num_heads": heads}
     if getattr(config, "mlp_layer", "") in ("GluMlp", "SwiGLUPacked"):
         small["mlp_ratio"] = 4.0  # a hidden width that splits in halves
+    if config.__class__.__module__.endswith("vgg"):
+        small["mlp_ratio"] = 1 / 64  # nearly all its parameters are in the hidden layer of the head
     if "img_size" in names:
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         small["img_size"] = (4 * patch, 5 * patch)

@@ -149,7 +149,8 @@ def test_checkpointing_gives_equal_gradients(family):
     for model in (plain, checkpointed):
         torch.manual_seed(3)
         count = [0]
-        last = locate(model, model.levels()[-1].run[-1])
+        parts = [locate(model, path) for level in model.levels() for path in level.owners]
+        last = [part for part in parts if any(True for _ in part.parameters())][-1]
         leaf = next(m for m in last.modules() if list(m.parameters(recurse=False)))
         leaf.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
         loss(model(x)).backward()

@@ -50,7 +50,7 @@ def test_default_levels_are_the_published_ones():
     [
         ({"output_stride": 4}, ValueError),
         ({"stage_type": "cs4"}, UnknownArgumentError),
-        ({"depths": (1, 1)}, ValueError),
+        ({"num_blocks": (1, 1)}, ValueError),
         ({"block_ratio": 0.4}, ValueError),
         ({"stem_stride": 3}, ValueError),
     ],

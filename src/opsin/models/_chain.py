@@ -1,6 +1,6 @@
 """The chain: what a model runs, in order, and where along it features can be taken."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,14 +61,35 @@ def run_stage(
     `block_args` are further keywords for the blocks of feature levels, such as an attention mask.
     """
     args = block_args if block_args and stage.is_level else {}
-    for path in stage.run:
-        part = locate(root, path)
-        if checkpointing and stage.checkpoint and torch.is_grad_enabled():
-            for _, block in split_blocks(part, path):
-                x = checkpoint(block, x, use_reentrant=False, **args)  # type: ignore[assignment]
-        else:
-            x = part(x, **args)
+    if checkpointing and stage.checkpoint and torch.is_grad_enabled():
+        for parts in _segments(root, stage):
+            x = checkpoint(_run_parts, parts, x, args, use_reentrant=False)
+        return x
+    return _run_parts([locate(root, path) for path in stage.run], x, args)
+
+
+def _run_parts(parts: list[Callable[..., Tensor]], x: Tensor, args: dict[str, Any]) -> Tensor:
+    for part in parts:
+        x = part(x, **args)
     return x
+
+
+def _segments(root: nn.Module, stage: Stage) -> list[list[Callable[..., Tensor]]]:
+    """What is computed again together: a block, or a row of single layers.
+
+    On its own a layer would save nothing, and one that works in place would meet its own output the second time.
+    """
+    segments: list[list[Callable[..., Tensor]]] = []
+    in_row = False
+    for path in stage.run:
+        for _, block in split_blocks(locate(root, path), path):
+            single = isinstance(block, nn.Module) and not any(True for _ in block.children())
+            if single and in_row:
+                segments[-1].append(block)
+            else:
+                segments.append([block])
+            in_row = single
+    return segments
 
 
 def to_map(x: Tensor, layout: str, output_fmt: str) -> Tensor:

@@ -33,7 +33,7 @@ class Config(ModelConfig):
     stem_kernel_size: int = 3
     stem_padding: int | None = None
     stem_pool: bool = False  # half of a stem stride of 4 is a max pool
-    depths: tuple[int, ...] = (3, 3, 5, 2)
+    num_blocks: tuple[int, ...] = (3, 3, 5, 2)
     out_chs: tuple[int, ...] = (128, 256, 512, 1024)
     strides: tuple[int, ...] = (2, 2, 2, 2)
     groups: int | tuple[int, ...] = 1
@@ -204,14 +204,15 @@ def check(c: Config) -> None:
         raise ValueError(f"output_stride={c.output_stride}: CspNet has 8, 16 and 32")
     if c.stem_stride not in (1, 2, 4):
         raise ValueError(f"stem_stride={c.stem_stride}: CspNet has 1, 2 and 4")
-    if not len(c.depths) == len(c.out_chs) == len(c.strides):
-        raise ValueError(f"depths={c.depths}, out_chs={c.out_chs}, strides={c.strides}: one per stage is needed")
+    if not len(c.num_blocks) == len(c.out_chs) == len(c.strides):
+        raise ValueError(
+            f"num_blocks={c.num_blocks}, out_chs={c.out_chs}, strides={c.strides}: one per stage is needed"
+        )
 
 
-class CspNet(Model):
+class CspNet(Model, config=Config):
     """Convolutional stem, stages of one kind, pooled linear head."""
 
-    Config = Config
     classifier_path = "head.fc"
     first_conv = "stem.conv1.conv"
 
@@ -221,7 +222,7 @@ class CspNet(Model):
         before = ("stem.pool",) if c.stem_pool else ()  # runs with the first stage: no level of its own
         self.stages = nn.Sequential()
         stride, dilation, width = c.stem_stride, 1, c.stem_chs[-1]
-        rates = drop_path_rates(c.drop_path_rate, tuple(c.depths))
+        rates = drop_path_rates(c.drop_path_rate, tuple(c.num_blocks))
         for i, (out_chs, step, drop_path) in enumerate(zip(c.out_chs, c.strides, rates, strict=True)):
             first_dilation = dilation
             if stride >= c.output_stride:
@@ -289,10 +290,10 @@ Dark = partial(Config, **FIVE, stage_type="dark", block_type="dark", bottle_rati
 Cs3 = partial(Config, stage_type="cs3", block_type="dark", block_ratio=0.5, act_layer="silu")
 Edge = partial(Cs3, block_type="edge", bottle_ratio=1.5)
 FOCUS: dict[str, Any] = {"stem_kernel_size": 6, "stem_padding": 2}  # one strided 6x6 where YOLOv5 rearranged pixels
-S: dict[str, Any] = {"depths": (1, 3, 4, 1), "out_chs": (64, 128, 256, 512)}
-M: dict[str, Any] = {"depths": (2, 4, 6, 2), "out_chs": (96, 192, 384, 768)}
-L: dict[str, Any] = {"depths": (3, 6, 9, 3)}
-X: dict[str, Any] = {"depths": (3, 7, 11, 3), "out_chs": (160, 320, 640, 1280)}
+S: dict[str, Any] = {"num_blocks": (1, 3, 4, 1), "out_chs": (64, 128, 256, 512)}
+M: dict[str, Any] = {"num_blocks": (2, 4, 6, 2), "out_chs": (96, 192, 384, 768)}
+L: dict[str, Any] = {"num_blocks": (3, 6, 9, 3)}
+X: dict[str, Any] = {"num_blocks": (3, 7, 11, 3), "out_chs": (160, 320, 640, 1280)}
 SE: dict[str, Any] = {"attn_layer": "se"}
 SE4: dict[str, Any] = {"attn_layer": "se", "attn_kwargs": {"rd_ratio": 0.25}}
 VARIANTS = {
@@ -310,7 +311,7 @@ VARIANTS = {
     "cs3sedarknet_x": Cs3(**X, stem_chs=(40, 80), **SE),
     "cs3sedarknet_xdw": Config(
         stem_chs=(32, 64),
-        depths=(3, 6, 12, 4),
+        num_blocks=(3, 6, 12, 4),
         **WIDE,
         groups=(1, 1, 256, 512),
         bottle_ratio=0.5,
@@ -319,7 +320,7 @@ VARIANTS = {
     ),
     "cspdarknet53": Config(
         **FIVE,
-        depths=(1, 2, 8, 8, 4),
+        num_blocks=(1, 2, 8, 8, 4),
         block_type="dark",
         expand_ratio=(2.0, 1.0, 1.0, 1.0, 1.0),
         block_ratio=(1.0, 0.5, 0.5, 0.5, 0.5),
@@ -330,11 +331,11 @@ VARIANTS = {
     "cspresnet50d": Config(**RES, stem_chs=(32, 32, 64), expand_ratio=2.0, bottle_ratio=0.5),
     "cspresnet50w": Config(**RES, **WIDE, stem_chs=(32, 32, 64), bottle_ratio=0.25),
     "cspresnext50": Config(**RES, **WIDE, stem_chs=(64,), stem_kernel_size=7, groups=32),
-    "darknet17": Dark(depths=(1, 1, 1, 1, 1)),
-    "darknet21": Dark(depths=(1, 1, 1, 2, 2)),
-    "darknet53": Dark(depths=(1, 2, 8, 8, 4)),
-    "darknetaa53": Dark(depths=(1, 2, 8, 8, 4), avg_down=True),
-    "sedarknet21": Dark(depths=(1, 1, 1, 2, 2), **SE),
+    "darknet17": Dark(num_blocks=(1, 1, 1, 1, 1)),
+    "darknet21": Dark(num_blocks=(1, 1, 1, 2, 2)),
+    "darknet53": Dark(num_blocks=(1, 2, 8, 8, 4)),
+    "darknetaa53": Dark(num_blocks=(1, 2, 8, 8, 4), avg_down=True),
+    "sedarknet21": Dark(num_blocks=(1, 1, 1, 2, 2), **SE),
 }
 
 family = Family(CspNet, VARIANTS, flatten_features=True)
