@@ -114,7 +114,7 @@ def build_model(
     model.architecture, model.pretrained_cfg = arch, record.to_dict()  # type: ignore[assignment]
     adapt = family.adapt if family else None
     if pretrained is not False:
-        how = {"cache_dir": cache_dir, "in_chans_strategy": in_chans_strategy}
+        how: dict[str, Any] = {"cache_dir": cache_dir, "in_chans_strategy": in_chans_strategy}
         load_pretrained(model, pretrained, record=record, adapt=adapt, **how)
     if checkpoint_path:
         load_checkpoint(model, checkpoint_path, adapt=adapt)
@@ -157,7 +157,7 @@ def _record(arch: str, tag: str | None, cfg: Any, overlay: dict[str, Any] | None
 
 def _with_record(config: ModelConfig, record: PretrainedCfg, kwargs: dict[str, Any], arch: str) -> ModelConfig:
     """The variant's config, with the sizes its weight tag was trained at, then the user's own arguments."""
-    named = {"num_classes": record.num_classes, "in_chans": record.input_size[0]}
+    named: dict[str, Any] = {"num_classes": record.num_classes, "in_chans": record.input_size[0]}
     if record.fixed_input_size and "img_size" in config.names():
         named["img_size"] = record.input_size[1:]
     given = {k: v for k, v in kwargs.items() if v is not None}

@@ -39,7 +39,7 @@ def skip_init() -> Iterator[None]:
                 del _skipping[me]
             if not _skipping:
                 for leaf in _LEAVES:
-                    leaf.reset_parameters = _originals[leaf]  # type: ignore[method-assign]
+                    leaf.reset_parameters = _originals[leaf]  # type: ignore[method-assign, assignment]
 
 
 def _unless_skipping(reset):

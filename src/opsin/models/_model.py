@@ -47,6 +47,8 @@ class Model(nn.Module):
     chain: tuple[Stage, ...]
     num_features: int
     head_hidden_size: int
+    global_pool: Any
+    head: Any
 
     def __init_subclass__(cls, config: type[ModelConfig] | None = None, **kwargs: Any) -> None:
         """`class ResNet(Model, config=Config)` names the fields that the class takes as keywords."""
@@ -108,7 +110,7 @@ class Model(nn.Module):
         """Compute the non-persistent buffers again: after a build on the meta device, where they hold nothing."""
         for module in self.modules():
             if module is not self and hasattr(module, "reset_buffers"):
-                module.reset_buffers()
+                module.reset_buffers()  # type: ignore[operator]
 
     # -- running the chain ---------------------------------------------------------------------------------------
 
@@ -182,7 +184,7 @@ class Model(nn.Module):
             if not stage.is_level:
                 continue
             if level in chosen:
-                taken[level] = closing(x) if closing else x
+                taken[level] = closing(stage.pick(x)) if closing else stage.pick(x)
             if stop_early and level == max(chosen):
                 break
             level += 1
@@ -367,7 +369,7 @@ class Model(nn.Module):
     def _init_weights(self, module: nn.Module) -> None:
         """The initial values of one module: `self.apply(self._init_weights)`."""
         if not self.init_module(module, "") and module is not self and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+            module.reset_parameters()  # type: ignore[operator]
 
     def init_non_persistent_buffers(self) -> None:
         """As `reset_buffers`; transformers calls it after a build on the meta device."""

@@ -223,7 +223,7 @@ class RegNet(Model, config=Config):
         if self.config.zero_init_last:
             for module in self.modules():
                 if isinstance(module, Bottleneck):
-                    nn.init.zeros_(module.conv3.bn.weight)
+                    nn.init.zeros_(module.conv3.bn.weight)  # type: ignore[arg-type]
 
 
 # (pattern, replacement) in order: parts of a block in torchvision and in classy-vision (SEER) -> ours

@@ -109,7 +109,7 @@ class BasicBlock(ResidualBlock):
         return self.bn2(self.conv2(self.aa(self.act1(self.bn1(self.conv1(x))))))
 
     def zero_init_last(self) -> None:
-        nn.init.zeros_(self.bn2.weight)
+        nn.init.zeros_(self.bn2.weight)  # type: ignore[arg-type]
 
 
 class Bottleneck(ResidualBlock):
@@ -143,7 +143,7 @@ class Bottleneck(ResidualBlock):
         return self.bn3(self.conv3(x))
 
     def zero_init_last(self) -> None:
-        nn.init.zeros_(self.bn3.weight)
+        nn.init.zeros_(self.bn3.weight)  # type: ignore[arg-type]
 
 
 def conv3x3(in_chs: int, out_chs: int, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -269,7 +269,7 @@ class ResNet(Model, config=Config):
         if self.config.zero_init_last:
             for module in self.modules():
                 if isinstance(module, ResidualBlock):
-                    module.zero_init_last()
+                    module.zero_init_last()  # type: ignore[operator]
 
 
 Basic, Bottle = partial(Config, block=BasicBlock), partial(Config, block=Bottleneck)
