@@ -14,7 +14,9 @@ from opsin.layers.pool import SelectAdaptivePool2d
 __all__ = ["ClassifierHead", "ConvClassifier", "NormMlpClassifierHead"]
 
 
-def _classifier(width: int, num_classes: int, pool_type: str) -> nn.Module:
+def _classifier(width: int, num_classes: int, pool_type: str, use_conv: bool = False) -> nn.Module:
+    if use_conv and num_classes:
+        return nn.Conv2d(width, num_classes, 1)
     if num_classes and not pool_type:
         raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
     return nn.Linear(width, num_classes) if num_classes else nn.Identity()
@@ -33,16 +35,18 @@ class ConvClassifier(nn.Conv2d):
 class ClassifierHead(nn.Module):
     """Pool, drop out, classify. `(B, C, H, W)` (or `(B, H, W, C)` with `input_fmt="NHWC"`) to `(B, num_classes)`.
 
-    With `num_classes=0` it gives the pooled features, with `pool_type=""` as well the map.
+    With `num_classes=0` it gives the pooled features, with `pool_type=""` as well the map. With `use_conv` the
+    classifier is a 1x1 convolution, which also classifies each position of a map.
     """
 
     def __init__(
         self, in_features: int, num_classes: int, *, pool_type: str = "avg", drop_rate: float = 0.0,
-        input_fmt: str = "NCHW",
+        input_fmt: str = "NCHW", use_conv: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.in_features = in_features
         self.input_fmt = input_fmt
+        self.use_conv = use_conv
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool_type)
 
@@ -51,11 +55,17 @@ class ClassifierHead(nn.Module):
         if pool_type is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type, input_fmt=self.input_fmt)
         self.num_features = self.in_features * self.global_pool.feat_mult
-        self.fc = _classifier(self.num_features, num_classes, self.global_pool.pool_type)
+        self.fc = _classifier(self.num_features, num_classes, self.global_pool.pool_type, self.use_conv)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.drop(self.global_pool(x))
-        return x if pre_logits else self.fc(x)
+        return x if pre_logits else self.classify(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits of an embedding (B, num_features), or with `use_conv` of a map as well."""
+        if isinstance(self.fc, nn.Conv2d) and x.ndim == 2:
+            return self.fc(x[:, :, None, None]).flatten(1)
+        return self.fc(x)
 
 
 class NormMlpClassifierHead(nn.Module):

@@ -14,8 +14,10 @@ from opsin.errors import UnknownArgumentError
 __all__ = ["CondConv2d", "Conv2dSame", "MixedConv2d", "create_conv2d", "pad_same"]
 
 
-def pad_same(x: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
-    """Pad (B, C, H, W) with zeros so that a window gives `ceil(size / stride)` positions; the odd one goes last."""
+def pad_same(
+    x: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], value: float = 0.0
+) -> Tensor:
+    """Pad (B, C, H, W) with `value` so that a window gives `ceil(size / stride)` positions; the odd one goes last."""
     pads: list[Any] = []
     for size, kernel, step, spread in zip(x.shape[-2:], kernel_size, stride, dilation, strict=True):
         extent = (kernel - 1) * spread + 1
@@ -23,7 +25,7 @@ def pad_same(x: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], d
         if extent < step:  # only then can the window already fit; no comparison otherwise, for symbolic sizes
             total = torch.sym_max(total, 0)
         pads = [total // 2, total - total // 2, *pads]
-    return F.pad(x, pads)
+    return F.pad(x, pads, value=value)
 
 
 class Conv2dSame(nn.Conv2d):

@@ -12,7 +12,14 @@ from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.layers.act import create_act
 from opsin.layers.norm import GroupNorm, LayerNorm2d
 
-__all__ = ["BatchNormAct2d", "EvoNorm2dS0", "GroupNormAct", "LayerNormAct2d", "get_norm_act_layer"]
+__all__ = [
+    "BatchNormAct2d",
+    "EvoNorm2dS0",
+    "FilterResponseNormTlu2d",
+    "GroupNormAct",
+    "LayerNormAct2d",
+    "get_norm_act_layer",
+]
 
 Act = str | Callable[..., nn.Module]
 
@@ -97,6 +104,37 @@ class EvoNorm2dS0(nn.Module):
         return x * self.weight.view(channels) + self.bias.view(channels)
 
 
+class FilterResponseNormTlu2d(nn.Module):
+    """Filter response norm (https://arxiv.org/abs/1911.09737): `x / rms(channel)`, scale and shift, learned threshold.
+
+    The threshold is the nonlinearity: `act_layer` has no say, and `apply_act=False` leaves it out.
+    """
+
+    def __init__(
+        self, num_channels: int, eps: float = 1e-5, *, apply_act: bool = True, act_layer: Act = "relu"
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(num_channels))
+        self.bias = nn.Parameter(torch.empty(num_channels))
+        self.tau = nn.Parameter(torch.empty(num_channels)) if apply_act else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        if self.tau is not None:
+            nn.init.zeros_(self.tau)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = (-1, 1, 1)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        power = x.to(exact).square().mean((2, 3), keepdim=True)
+        x = x * (power + self.eps).rsqrt().to(x.dtype)
+        x = x * self.weight.view(channels) + self.bias.view(channels)
+        return x if self.tau is None else torch.maximum(x, self.tau.view(channels))
+
+
 NORM_ACTS: dict[str, Callable[..., nn.Module]] = {
     "batchnorm": BatchNormAct2d,
     "batchnorm2d": BatchNormAct2d,
@@ -106,6 +144,7 @@ NORM_ACTS: dict[str, Callable[..., nn.Module]] = {
     "layernorm2d": LayerNormAct2d,
     "layernormact2d": LayerNormAct2d,
     "evonorm2ds0": EvoNorm2dS0,
+    "filterresponsenormtlu2d": FilterResponseNormTlu2d,
 }
 
 

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
+from opsin.layers.conv import pad_same
 
-__all__ = ["BlurPool2d", "SelectAdaptivePool2d", "avg_pool_down", "create_aa"]
+__all__ = ["BlurPool2d", "MaxPool2dSame", "SelectAdaptivePool2d", "avg_pool_down", "create_aa"]
 
 POOLS = ("", "avg", "max", "avgmax", "catavgmax")
 
@@ -75,6 +76,17 @@ class BlurPool2d(nn.Module):
         return F.conv2d(
             F.pad(x, self.padding, self.pad_mode), self.filt.to(x.dtype), stride=self.stride, groups=self.channels
         )
+
+
+class MaxPool2dSame(nn.MaxPool2d):
+    """Max pooling with TensorFlow's SAME padding: output `ceil(size / stride)`."""
+
+    def __init__(self, kernel_size: int, stride: int) -> None:
+        super().__init__(kernel_size, stride)
+        self.window = ((kernel_size, kernel_size), (stride, stride), (1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad_same(x, *self.window, value=-torch.inf))
 
 
 def avg_pool_down(stride: int, dilation: int = 1) -> nn.Module:
