@@ -125,18 +125,10 @@ class DiffAttention(DiffLambda):
     """Differential self-attention over `(B, N, dim)`. Arguments as in `Attention`, and `depth`, the block's index."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        qkv_bias: bool = False,
-        qk_norm: bool = False,
-        scale_norm: bool = False,
-        proj_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        norm_layer: Layer | None = None,
+        self, dim: int, num_heads: int = 8, qkv_bias: bool = False, qk_norm: bool = False, scale_norm: bool = False,
+        proj_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0, norm_layer: Layer | None = None,
         depth: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         norm = get_norm_layer(norm_layer or "rmsnorm")
         self.init_difference(dim, num_heads, depth)

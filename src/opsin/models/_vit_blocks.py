@@ -289,26 +289,12 @@ class ParallelThingsBlock(nn.Module):
     """`num_parallel` attentions added up, then as many MLPs ("Three things", https://arxiv.org/abs/2203.09795)."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_parallel: int = 2,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = False,
-        qk_norm: bool = False,
-        scale_attn_norm: bool = False,
-        scale_mlp_norm: bool = False,
-        proj_bias: bool = True,
-        init_values: float | None = None,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-        act_layer: Layer = nn.GELU,
-        norm_layer: Layer = LayerNorm,
-        mlp_layer: Layer = Mlp,
-        attn_layer: Layer = Attention,
-        depth: int = 0,
-    ) -> None:
+        self, dim: int, num_heads: int, num_parallel: int = 2, mlp_ratio: float = 4.0, qkv_bias: bool = False,
+        qk_norm: bool = False, scale_attn_norm: bool = False, scale_mlp_norm: bool = False, proj_bias: bool = True,
+        init_values: float | None = None, proj_drop: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
+        act_layer: Layer = nn.GELU, norm_layer: Layer = LayerNorm, mlp_layer: Layer = Mlp,
+        attn_layer: Layer = Attention, depth: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.num_parallel = num_parallel
         parts = [
