@@ -10,6 +10,7 @@ from torch import nn
 from opsin.models._chain import locate
 from opsin.models._model import Model
 from opsin.models._registry import find_family
+from opsin.models.features import hook_point
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
@@ -82,9 +83,10 @@ def test_features_are_as_declared(family):
         (out,) = net(x)
         info = net.feature_info
         assert out.shape[1] == info.channels()[0] == whole.feature_info.channels(i)
-        assert out.shape[2] == -(-x.shape[2] // info.reduction()[0])
-        assert out.shape[3] == -(-x.shape[3] // info.reduction()[0])
-        assert locate(full, info.module_name()[0]) is not None
+        trim = full.levels()[i].trim  # zero unless a family says its windows are not padded
+        assert out.shape[2] == -(-(x.shape[2] - trim) // info.reduction()[0])
+        assert out.shape[3] == -(-(x.shape[3] - trim) // info.reduction()[0])
+        assert isinstance(locate(full, hook_point(full, info.module_name()[0])[0]), nn.Module)
 
 
 def test_intermediates_equal_features(family):
@@ -130,6 +132,9 @@ def test_feature_forms(family):
     got = build(family, features_only=True, feature_cls="getter").eval()(x)
     assert torch.equal(got[-1], listed[-1])
     model = build(family)
+    if model.layout == "NCHW":
+        caught = build(family, features_only=True, feature_cls="hook").eval()(x)
+        assert all(torch.equal(a, b) for a, b in zip(listed, caught, strict=True))
     name = model.levels()[0].name
     hooked = build(family, features_only=True, out_indices=[name]).eval()
     (out,) = hooked(x)

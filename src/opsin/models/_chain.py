@@ -14,6 +14,7 @@ class Stage(NamedTuple):
     """One link of the chain: module paths (or method names) that run one after the other.
 
     A stage with `num_chs` is a feature level: what leaves it has that many channels at 1/`reduction` of the image.
+    Between stages several maps may run side by side, as a sequence.
     """
 
     run: tuple[str, ...]
@@ -23,6 +24,8 @@ class Stage(NamedTuple):
     params: tuple[str, ...] = ()  # owners of its parameters where `run` names a method; by default `run`
     any_depth: bool = False  # a closing norm that fits behind every level, so it stays when late stages are pruned
     checkpoint: bool = True  # worth recomputing in the backward pass; False for stems
+    item: int | None = None  # which of several maps that leave it is the level; None where one map leaves it
+    trim: int = 0  # image pixels lost at the borders to windows without padding: size = ceil((image - trim) / reduction)
 
     @property
     def name(self) -> str:
@@ -35,6 +38,10 @@ class Stage(NamedTuple):
     @property
     def is_level(self) -> bool:
         return self.num_chs is not None
+
+    def pick(self, x: Any) -> Tensor:
+        """The level's map, of what leaves the stage."""
+        return x if self.item is None else x[self.item]
 
 
 def locate(root: nn.Module, path: str):

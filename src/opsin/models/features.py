@@ -132,7 +132,7 @@ class FeatureListNet(nn.ModuleDict):
         for stage in self.chain:
             x = run_stage(self, stage, x, self.grad_checkpointing)
             if stage.is_level:
-                maps.append(x)
+                maps.append(stage.pick(x))
         return [to_map(maps[i], self.layout, self.output_fmt) for i in self.taken]
 
     def forward(self, x: Tensor) -> Any:
@@ -217,7 +217,8 @@ class FeatureHookNet(nn.Module):
             names = FeatureInfo(model.feature_info, out_indices).module_name()  # type: ignore[arg-type]
         known = dict(model.named_modules())
         for name in names:
-            if name not in known or not name:
+            path, _ = hook_point(model, name)
+            if path not in known or not path:
                 raise UnknownArgumentError(f"{type(model).__name__} has no module {name!r}.{did_you_mean(name, known)}")
         drop_head(model)
         self.model, self.names = model, names
@@ -232,12 +233,24 @@ class FeatureHookNet(nn.Module):
         return caught if self.keys_out is None else OrderedDict(zip(self.keys_out, caught, strict=True))
 
 
+def hook_point(model: nn.Module, name: str) -> tuple[str, int | None]:
+    """Where to hook what `name` stands for: the path of a module, and which of several maps that leave it.
+
+    The name of a feature level means that level, whose map leaves the last of what its stage runs.
+    """
+    stage = next((s for s in model.levels() if s.name == name), None) if isinstance(model, Model) else None
+    if stage is None or not stage.run or not isinstance(locate(model, stage.run[-1]), nn.Module):
+        return name, None
+    return stage.run[-1], stage.item
+
+
 def _catch(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
-    caught: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(n).register_forward_hook(lambda m, args, out, n=n: caught.__setitem__(n, out))
-        for n in names
-    ]
+    caught: dict[str, Any] = {}
+    handles = []
+    for name in names:
+        path, item = hook_point(model, name)
+        keep = lambda m, args, out, n=name, i=item: caught.__setitem__(n, out if i is None else out[i])  # noqa: E731
+        handles.append(model.get_submodule(path).register_forward_hook(keep))
     try:
         body: Any = getattr(model, "forward_features", model)
         body(x)
@@ -246,6 +259,8 @@ def _catch(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
             handle.remove()
     if unseen := [n for n in names if n not in caught]:
         raise UnknownArgumentError(f"forward_features does not run {', '.join(unseen)}; choose modules of the body")
+    if several := [n for n in names if not isinstance(caught[n], Tensor)]:
+        raise UnknownArgumentError(f"several maps leave {several[0]}; choose a module that gives one")
     return [caught[n] for n in names]
 
 
