@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test check format tables clean
+.PHONY: help demo test check format family tables clean
 
 help:
 	@echo "make demo    install opsin with its sample weights and classify sample photos"
 	@echo "make test    install what the tests need and run them"
 	@echo "make check   format, lint and types"
 	@echo "make format  put the code into shape"
+	@echo "make family NAME=resnet   check one family: keys, numbers, contract"
 	@echo "make tables  write the generated index again"
 
 .venv/bin/python:
@@ -37,6 +38,9 @@ check: .venv/test
 format: .venv/test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+family: tables
+	$(BIN)/python -m pytest tests --family $(NAME) --durations=3
 
 tables: .venv/test
 	$(BIN)/python tools/build_index.py
