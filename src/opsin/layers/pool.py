@@ -21,6 +21,8 @@ class SelectAdaptivePool2d(nn.Module):
 
     def __init__(self, pool_type: str = "avg", flatten: bool = True, input_fmt: str = "NCHW") -> None:
         super().__init__()
+        if pool_type.startswith("fast"):  # an older name for the same, in published configs
+            pool_type = pool_type.removeprefix("fast") or "avg"
         if pool_type not in POOLS:
             near = did_you_mean(pool_type, POOLS)
             raise UnknownArgumentError(f"no global pooling {pool_type!r}.{near} Known: {', '.join(map(repr, POOLS))}")

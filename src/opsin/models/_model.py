@@ -41,6 +41,7 @@ class Model(nn.Module):
     positional: ClassVar[tuple[str, ...]] = ()
     classifier_path: ClassVar[str | tuple[str, ...]] = "fc"  # where the classifier is
     first_conv: ClassVar[str | tuple[str, ...]] = "conv1"
+    in_chans_strategy: ClassVar[str | None] = None  # what the inputs of `first_conv` stand for, if not for colours
     layout: ClassVar[str] = "NCHW"  # of what runs along the chain: NCHW, NHWC or NLC
 
     config: Any

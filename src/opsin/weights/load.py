@@ -60,9 +60,20 @@ def load_into(
         source = next((name for name in names if name in ready), names[0])
         for name in names:
             _set(model, name, model.get_parameter(source))
+    _compute_buffers(model)
     skipped = tuple(k for k in state_dict if k in computed)
     loaded = tuple(k for k in state_dict if k in wanted)
     return LoadReport(loaded, tuple(missing), tuple(unexpected), skipped)
+
+
+def _compute_buffers(model: nn.Module) -> None:
+    """Give buffers that no checkpoint holds their values, after a build on the meta device."""
+    device = next((p.device for p in model.parameters() if not p.is_meta), None)
+    for module in model.modules():
+        unset = any(buffer.is_meta for buffer in module.buffers(recurse=False))
+        if unset and module is not model and hasattr(module, "reset_buffers"):
+            module.reset_buffers()  # type: ignore[operator]
+            module.to(device)
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:

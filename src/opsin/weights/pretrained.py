@@ -43,7 +43,8 @@ def load_pretrained(
     if adapt:
         state = dict(adapt(state, model))
     wanted = model.state_dict()
-    _adapt_first_conv(state, wanted, _paths(record.first_conv, model, "first_conv"), in_chans_strategy)
+    strategy = in_chans_strategy or getattr(model, "in_chans_strategy", None)
+    _adapt_first_conv(state, wanted, _paths(record.first_conv, model, "first_conv"), strategy)
     fresh = _drop_other_head(state, wanted, _paths(record.classifier, model, "classifier_path"), record)
     load_into(model, state, allow_missing=fresh, strict=strict)
     if fresh and isinstance(model, Model):  # classes of others have initialised their head themselves
@@ -72,9 +73,10 @@ def _adapt_first_conv(
     for path in paths:
         key = f"{path}.weight"
         if key in state and key in wanted and state[key].shape != wanted[key].shape:
-            in_chans = wanted[key].shape[1]
-            if state[key].ndim == 4 and state[key].shape[1] != in_chans:
-                state[key] = adapt_input_conv(state[key], in_chans, strategy=strategy)
+            inputs, had = wanted[key].shape[1], state[key].shape[1]
+            if state[key].ndim == 4 and had != inputs:
+                positions = had // 3 if strategy in ("space_to_depth", "pixel_unshuffle") else 1
+                state[key] = adapt_input_conv(state[key], inputs // positions, strategy=strategy)
 
 
 def _drop_other_head(
