@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.layers.act import create_act
+from opsin.layers.norm import get_norm_layer
 from opsin.layers.norm import LayerNorm2d
 
-__all__ = ["EcaModule", "GlobalContext", "SEModule", "create_attn", "make_divisible"]
+__all__ = ["EcaModule", "EffectiveSEModule", "GlobalContext", "SEModule", "create_attn", "make_divisible"]
 
 
 def make_divisible(value: float, divisor: int = 8, *, min_value: int | None = None, round_limit: float = 0.9) -> int:
@@ -21,7 +22,10 @@ def make_divisible(value: float, divisor: int = 8, *, min_value: int | None = No
 
 
 class SEModule(nn.Module):
-    """Squeeze and excitation with 1x1 convolutions: `(B, C, H, W)` gated by its own channel means."""
+    """Squeeze and excitation with 1x1 convolutions: `(B, C, H, W)` gated by its own channel means.
+
+    `norm_layer` stands between the first convolution and its activation.
+    """
 
     def __init__(
         self,
@@ -31,16 +35,18 @@ class SEModule(nn.Module):
         rd_divisor: int = 8,
         act_layer: str | Callable[..., nn.Module] = "relu",
         gate_layer: str | Callable[..., nn.Module] = "sigmoid",
+        norm_layer: str | Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
         rd_channels = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
         self.fc1 = nn.Conv2d(channels, rd_channels, 1)
+        self.bn = get_norm_layer(norm_layer)(rd_channels) if norm_layer else nn.Identity()
         self.act = create_act(act_layer, inplace=True)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1)
         self.gate = create_act(gate_layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))))
+        return x * self.gate(self.fc2(self.act(self.bn(self.fc1(x.mean((2, 3), keepdim=True))))))
 
 
 class EcaModule(nn.Module):
@@ -83,6 +89,7 @@ class GlobalContext(nn.Module):
         rd_divisor: int = 1,
         act_layer: str | Callable[..., nn.Module] = "relu",
         gate_layer: str | Callable[..., nn.Module] = "sigmoid",
+        norm_layer: str | Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
         rd_channels = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
@@ -96,7 +103,24 @@ class GlobalContext(nn.Module):
         return x * self.gate(self.mlp_scale(context.unsqueeze(-1)))
 
 
-ATTNS: dict[str, Callable[..., nn.Module]] = {"se": SEModule, "eca": EcaModule, "gc": GlobalContext}
+class EffectiveSEModule(nn.Module):
+    """Squeeze and excitation with one 1x1 convolution that keeps the width (https://arxiv.org/abs/1911.06667)."""
+
+    def __init__(self, channels: int, gate_layer: str | Callable[..., nn.Module] = "hard_sigmoid") -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, channels, 1)
+        self.gate = create_act(gate_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.fc(x.mean((2, 3), keepdim=True)))
+
+
+ATTNS: dict[str, Callable[..., nn.Module]] = {
+    "se": SEModule,
+    "eca": EcaModule,
+    "ese": EffectiveSEModule,
+    "gc": GlobalContext,
+}
 
 
 def create_attn(attn: str | Callable[..., nn.Module] | None, channels: int, **kwargs: object) -> nn.Module | None:
