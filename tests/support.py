@@ -36,16 +36,24 @@ def shrink(arch: str) -> dict[str, Any]:
     if "depth" in names and "w0" not in names:  # of a RegNet it decides the number of stages
         small["depth"] = min(config.depth, 3)
     if "embed_dim" in names and isinstance(config.embed_dim, int):
-        heads = 4
-        small |= {"embed_dim": 16 * heads, "num_heads": heads}
+        small |= narrow(config)
     if getattr(config, "mlp_layer", "") in ("GluMlp", "SwiGLUPacked"):
         small["mlp_ratio"] = 4.0  # a hidden width that splits in halves
     if config.__class__.__module__.endswith("vgg"):
         small["mlp_ratio"] = 1 / 64  # nearly all its parameters are in the hidden layer of the head
     if "img_size" in names:
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-        small["img_size"] = (4 * patch, 5 * patch)
+        scale = 8 if "depths" in names else 1  # stages halve the map
+        small["img_size"] = (4 * scale * patch, 5 * scale * patch)
     return small
+
+
+def narrow(config: Any) -> dict[str, Any]:
+    """A small width that its heads divide."""
+    heads = getattr(config, "num_heads", None)
+    if isinstance(heads, tuple):
+        return {"embed_dim": 8 * heads[0]}
+    return {"embed_dim": 64} if heads is None else {"embed_dim": 64, "num_heads": 4}
 
 
 def image_size(arch: str) -> tuple[int, int]:

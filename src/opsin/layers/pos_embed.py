@@ -100,29 +100,74 @@ def resample_patch_embed(
 
 
 def resize_rel_pos_bias_table(
-    table: Tensor, new_window_size: Sequence[int], *, num_extra: int = 0, interpolation: str = "bicubic"
+    table: Tensor,
+    new_window_size: Sequence[int],
+    *,
+    num_extra: int = 0,
+    old_window_size: Sequence[int] | None = None,
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """Relative position biases for another window.
 
     Args:
-        table: (positions + num_extra, heads) with square source windows, or (heads, rows, columns).
+        table: (positions + num_extra, heads), or (heads, rows, columns).
         new_window_size: rows and columns of the new window; offsets run over 2·rows - 1 by 2·columns - 1.
         num_extra: trailing entries that stand for prefix tokens; they stay as they are.
-        interpolation: `bicubic` or `bilinear`.
+        old_window_size: of a flat table; by default a square, or where the count fits the new window.
+        interpolation: `bicubic`, `bilinear`, or `geometric`: linear, between old offsets that are spread over the new
+            window with growing steps, so that near ones keep their values (BEiT, https://arxiv.org/abs/2106.08254).
+
+    Raises:
+        WeightsError: a flat table that makes neither a square nor the windows.
     """
     size = (2 * new_window_size[0] - 1, 2 * new_window_size[1] - 1)
     if table.ndim == 3:
         if tuple(table.shape[1:]) == size:
             return table
-        image = F.interpolate(table.float()[None], size=size, mode=interpolation, align_corners=False)
-        return image[0].to(table.dtype)
+        return _resize_offsets(table.float(), size, interpolation).to(table.dtype)
     positions = table.shape[0] - num_extra
-    old = _square(positions, "relative position biases")
+    if old_window_size is not None:
+        old = (2 * old_window_size[0] - 1, 2 * old_window_size[1] - 1)
+    elif positions == size[0] * size[1] and math.isqrt(positions) ** 2 != positions:
+        old = size
+    else:
+        old = _square(positions, "relative position biases")
     if old == size:
         return table
-    image = table[:positions].float().T.reshape(1, -1, *old)
-    image = F.interpolate(image, size=size, mode=interpolation, align_corners=False)
-    return torch.cat([image.flatten(2)[0].T.to(table.dtype), table[positions:]])
+    if old[0] * old[1] != positions:
+        raise WeightsError(f"{positions} relative position biases do not make {old[0]}x{old[1]} offsets")
+    image = _resize_offsets(table[:positions].float().T.unflatten(1, old), size, interpolation)
+    return torch.cat([image.flatten(1).T.to(table.dtype), table[positions:]])
+
+
+def _resize_offsets(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """(heads, rows, columns) to `size`."""
+    if interpolation != "geometric":
+        return F.interpolate(image[None], size=size, mode=interpolation, align_corners=False)[0]
+    if image.is_meta:
+        return image.new_empty(image.shape[0], *size)
+    rows, columns = (_spread(image.shape[i + 1], size[i]).to(image) for i in (0, 1))
+    return rows @ image @ columns.T
+
+
+def _spread(old: int, new: int) -> Tensor:
+    """Weights (new, old) of the linear interpolation between `old` offsets whose distances grow by a fixed ratio.
+
+    The ratio, between 1.01 and 1.5, is found by bisection so that the outermost old offset meets the outermost new one.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if (1 - ratio ** (old // 2)) / (1 - ratio) > new // 2 else (ratio, high)
+    half = torch.cumsum(ratio ** torch.arange(old // 2, dtype=torch.float64), 0)
+    knots = torch.cat([-half.flip(0), half.new_zeros(1), half])
+    target = torch.arange(new, dtype=torch.float64) - new // 2
+    target = target.clamp(knots[0], knots[-1])
+    right = torch.searchsorted(knots, target).clamp(1, old - 1) if old > 1 else torch.zeros(new, dtype=torch.long)
+    left = (right - 1).clamp_min(0)
+    gap = (knots[right] - knots[left]).clamp_min(1e-12)
+    part = ((target - knots[left]) / gap)[:, None]
+    return F.one_hot(left, old) * (1 - part) + F.one_hot(right, old) * part
 
 
 def _square(count: int, what: str) -> tuple[int, int]:

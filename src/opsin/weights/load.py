@@ -69,11 +69,12 @@ def load_into(
 def _compute_buffers(model: nn.Module) -> None:
     """Give buffers that no checkpoint holds their values, after a build on the meta device."""
     device = next((p.device for p in model.parameters() if not p.is_meta), None)
-    for module in model.modules():
-        unset = any(buffer.is_meta for buffer in module.buffers(recurse=False))
-        if unset and module is not model and hasattr(module, "reset_buffers"):
-            module.reset_buffers()  # type: ignore[operator]
-            module.to(device)
+    unset = [m for m in model.modules() if any(buffer.is_meta for buffer in m.buffers(recurse=False))]
+    computed = [m for m in unset if m is not model and hasattr(m, "reset_buffers")]
+    for module in computed:
+        module.reset_buffers()  # type: ignore[operator]
+    for module in computed:  # only now: one module may hold another
+        module.to(device)
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
