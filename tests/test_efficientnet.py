@@ -14,7 +14,8 @@ from opsin.layers import BlurPool2d
 from opsin.layers.channel_attn import GlobalContext
 from opsin.layers.conv import Conv2dSame
 from opsin.models import efficientnet
-from opsin.models._efficientnet_blocks import InvertedResidual, SqueezeExcite, arch, change, deepen
+from opsin.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
+from opsin.models._efficientnet_tables import arch, change, deepen
 from opsin.models.efficientnet import EfficientNet, decode_arch_def, round_channels
 
 SMALL = arch("cn_c8_skip er_s2_e2_c8 ir_r2_k5_s2_e2_c16_se0.25 ds_s2_c16 ir_s2_e2_c24")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LayerScale"]
+__all__ = ["LayerScale", "LayerScale2d"]
 
 
 class LayerScale(nn.Module):
@@ -20,3 +20,11 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mul_(self.gamma) if self.inplace else x * self.gamma
+
+
+class LayerScale2d(LayerScale):
+    """The same over the channels of `(B, C, H, W)`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gamma = self.gamma.view(-1, 1, 1)
+        return x.mul_(gamma) if self.inplace else x * gamma

@@ -1,170 +1,45 @@
 """Blocks of mobile networks, and how a table of rows becomes stages of them.
 
 Depthwise separable (https://arxiv.org/abs/1704.04861), inverted residual (https://arxiv.org/abs/1801.04381), its fused
-form for accelerators (https://arxiv.org/abs/2104.00298), conditional convolution (https://arxiv.org/abs/1904.04971).
+form for accelerators (https://arxiv.org/abs/2104.00298), conditional convolution (https://arxiv.org/abs/1904.04971),
+universal inverted bottleneck and mobile attention (https://arxiv.org/abs/2404.10518).
 """
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin.errors import UnknownArgumentError, check_known
+from opsin.errors import check_known
 from opsin.layers import DropPath, create_aa, create_act, make_divisible
 from opsin.layers.channel_attn import GlobalContext
 from opsin.layers.conv import create_conv2d
+from opsin.layers.layer_scale import LayerScale2d
+from opsin.models._efficientnet_tables import Kernel, Row, Rows, decode_arch_def, round_channels
 
-__all__ = [
-    "Parts",
-    "Row",
-    "SqueezeExcite",
-    "arch",
-    "build_stages",
-    "change",
-    "decode_arch_def",
-    "deepen",
-    "round_channels",
-]
-
-Kernel = int | Sequence[int]
-Rows = list[dict[str, Any]]  # one stage
-
-
-def round_channels(
-    channels: float, multiplier: float = 1.0, divisor: int = 8, channel_min: int | None = None, round_limit: float = 0.9
-) -> int:
-    """Channels times the width multiplier, as a multiple of `divisor`."""
-    return make_divisible(channels * multiplier, divisor, min_value=channel_min, round_limit=round_limit)
-
-
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of an architecture table: a block, and how often it repeats. Only a stage's first block has a stride."""
-
-    block_type: str  # see BLOCKS
-    out_chs: int  # before the width multiplier
-    repeats: int = 1
-    stride: int = 1
-    kernel_size: int = 3  # cn
-    dw_kernel_size: Kernel = 3  # ir, ds, dsa
-    exp_kernel_size: Kernel = 1  # ir, er
-    pw_kernel_size: Kernel = 1
-    exp_ratio: float = 1.0  # width inside over width at the input
-    se_ratio: float = 0.0  # squeezed width over width at the input
-    act_layer: Any = None  # in place of the network's
-    pw_act: bool = False  # ds: an activation behind the last convolution as well
-    skip: bool = False  # cn: add the input where shapes allow
-    noskip: bool = False  # the others: never add the input
-    force_in_chs: int = 0  # er: width that exp_ratio goes by (before the multiplier)
-    group_size: int = 0  # channels per group of the middle convolution
-    num_experts: int = 0  # ir: conditional convolutions
-    s2d: bool = False  # ds: the stage opens with space to depth, and the next one then keeps its stride
-
-    @classmethod
-    def make(cls, values: Mapping[str, Any]) -> "Row":
-        """From a dict as `decode_arch_def` gives it; None stands for the default."""
-        check_known(values, [f.name for f in fields(cls)], owner="a row of block_args")
-        return cls(**{k: v for k, v in values.items() if v is not None})
-
-
-def _kernel(text: str) -> Kernel:
-    sizes = [int(size) for size in text.split(".")]
-    return sizes[0] if len(sizes) == 1 else sizes
-
-
-ACTS = {"re": "relu", "r6": "relu6", "hs": "hard_swish", "sw": "silu", "mi": "mish"}
-CODES: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "r": ("repeats", int), "s": ("stride", int), "c": ("out_chs", int), "e": ("exp_ratio", float),
-    "se": ("se_ratio", float), "k": ("dw_kernel_size", _kernel), "a": ("exp_kernel_size", _kernel),
-    "p": ("pw_kernel_size", _kernel), "n": ("act_layer", ACTS.__getitem__), "fc": ("force_in_chs", int),
-    "gs": ("group_size", int), "cc": ("num_experts", int), "d": ("s2d", lambda text: text == "1"),
-}  # fmt: skip
-KERNEL_OF = {"cn": "kernel_size", "er": "exp_kernel_size"}  # what `k` means there
-
-
-def decode_row(text: str) -> dict[str, Any]:
-    """`ir_r2_k5_s2_e6_c40_se0.25`, as MnasNet and its heirs write it, as a dict of the fields of `Row`."""
-    block, *words = text.split("_")
-    row: dict[str, Any] = {"block_type": block}
-    if block == "er":
-        row["exp_kernel_size"] = 3
-    for word in words:
-        if word in ("skip", "noskip"):
-            row[word] = True
-            continue
-        match = re.fullmatch(r"(n)(re|r6|hs|sw|mi)|([a-z]+)([\d.]+)", word)
-        code, value = [part for part in match.groups() if part] if match else ("", "")
-        if code not in CODES:
-            raise UnknownArgumentError(
-                f"cannot read {word!r} in the block {text!r}. Known: {', '.join(CODES)}, (no)skip"
-            )
-        name, convert = CODES[code]
-        row[KERNEL_OF.get(block, name) if code == "k" else name] = convert(value)
-    return row
-
-
-def decode_arch_def(
-    arch_def: Sequence[Sequence[str]],
-    depth_multiplier: float = 1.0,
-    depth_trunc: str = "ceil",
-    *,
-    fix_first_last: bool = False,
-) -> list[Rows]:
-    """Rows of each stage from strings, their repeats times `depth_multiplier` rounded up (`ceil`) or to the nearest
-    (`round`); `fix_first_last` leaves the first and the last stage alone."""
-    stages = [[decode_row(text) for text in stage] for stage in arch_def]
-    return deepen(stages, depth_multiplier, depth_trunc, keep=(0, -1) if fix_first_last else ())
-
-
-def arch(text: str) -> list[Rows]:
-    """A whole table: blanks part the stages, a plus the rows of one."""
-    return [[decode_row(row) for row in stage.split("+")] for stage in text.split()]
-
-
-def deepen(stages: Sequence[Rows], factor: float, rounding: str = "ceil", *, keep: Sequence[int] = ()) -> list[Rows]:
-    """Scale the repeats of each stage by `factor`, shared among its rows; stages in `keep` stay as they are."""
-    whole: Callable[[float], int] = {"ceil": math.ceil, "round": lambda x: round(x)}[rounding]
-    kept = {i % len(stages) for i in keep}
-    return [rows if i in kept else _deepen_stage(rows, factor, whole) for i, rows in enumerate(stages)]
-
-
-def _deepen_stage(rows: Rows, factor: float, whole: Callable[[float], int]) -> Rows:
-    old = sum(r.get("repeats", 1) for r in rows)
-    new = max(1, whole(old * factor))
-    scaled: Rows = []
-    for row in reversed(rows):  # from the back: what a later row takes, an earlier one does not
-        repeats = row.get("repeats", 1)
-        share = max(1, round(repeats / old * new))
-        old, new = old - repeats, new - share
-        scaled.insert(0, row | {"repeats": share})
-    return scaled
-
-
-def change(stages: Sequence[Rows], since: int = 0, **changes: Any) -> list[Rows]:
-    """The table with other values in all rows from stage `since` on."""
-    return [[row | changes for row in rows] if i >= since else rows for i, rows in enumerate(stages)]
-
+__all__ = ["SE_LAYERS", "Parts", "SqueezeExcite", "build_stages", "decode_arch_def", "round_channels"]
 
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze and excitation under the names these networks' checkpoints have."""
+    """Squeeze and excitation under the names these networks' checkpoints have.
+
+    `rd_round_fn` makes a whole number of the squeezed width; `force_act_layer` stands in for the network's `act_layer`.
+    """
 
     def __init__(
-        self, channels: int, rd_channels: int, *, act_layer: Any = "relu", gate_layer: Any = "sigmoid"
-    ) -> None:
+        self, channels: int, rd_ratio: float = 0.25, rd_channels: int | None = None, *, act_layer: Any = "relu",
+        gate_layer: Any = "sigmoid", force_act_layer: Any = None, rd_round_fn: Callable[[float], int] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        rd_channels = rd_channels or max(1, (rd_round_fn or round)(channels * rd_ratio))
         self.conv_reduce = nn.Conv2d(channels, rd_channels, 1)
-        self.act1 = create_act(act_layer, inplace=True)
+        self.act1 = create_act(force_act_layer or act_layer, inplace=True)
         self.conv_expand = nn.Conv2d(rd_channels, channels, 1)
         self.gate = create_act(gate_layer)
 
@@ -172,12 +47,7 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(self.conv_expand(self.act1(self.conv_reduce(x.mean((2, 3), keepdim=True)))))
 
 
-SE_LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "se": SqueezeExcite,
-    "gc": lambda channels, rd_channels, act_layer: GlobalContext(
-        channels, rd_channels=rd_channels, act_layer=act_layer
-    ),
-}
+SE_LAYERS: dict[str, Callable[..., nn.Module]] = {"se": SqueezeExcite, "gc": GlobalContext}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +58,9 @@ class Parts:
     act_layer: Any
     pad_type: str = ""
     aa_layer: Any = None
-    se_layer: Callable[..., nn.Module] = SqueezeExcite  # (channels, squeezed channels, act_layer=)
+    se_layer: Callable[..., nn.Module] = SqueezeExcite  # (channels, rd_ratio=, act_layer=)
+    se_from_exp: bool = False  # the squeezed width goes by the width inside the block, not at its input
+    layer_scale: float | None = None  # starting value, of the blocks of MobileNetV4
 
     def conv(self, in_chs: int, out_chs: int, kernel: Kernel, **more: Any) -> nn.Module:
         return create_conv2d(in_chs, out_chs, kernel, **({"pad_type": self.pad_type} | more))
@@ -197,10 +69,15 @@ class Parts:
         return self.norm_act(channels, apply_act=act, act_layer=self.act_layer)
 
     def se(self, channels: int, in_chs: int, ratio: float) -> nn.Module:
-        """Squeeze and excitation of `channels`; the squeezed width goes by the width at the block's input."""
+        """Squeeze and excitation of `channels`, in a block with `in_chs` at its input."""
         if not ratio:
             return nn.Identity()
-        return self.se_layer(channels, max(1, round(in_chs * ratio)), act_layer=self.act_layer)
+        if not self.se_from_exp:
+            ratio *= in_chs / channels
+        return self.se_layer(channels, rd_ratio=ratio, act_layer=self.act_layer)
+
+    def scale(self, channels: int) -> nn.Module:
+        return nn.Identity() if self.layer_scale is None else LayerScale2d(channels, self.layer_scale)
 
     def strided(self, channels: int, stride: int) -> tuple[int, nn.Module]:
         """The stride of a convolution, and the anti-aliased downsampling that takes its place where there is one."""
@@ -329,12 +206,112 @@ class EdgeResidual(Block):
         return self.bn2(self.conv_pwl(self.se(self.aa(self.bn1(self.conv_exp(x))))))
 
 
+class ConvNorm(nn.Module):
+    """Convolution and norm, with or without an activation."""
+
+    def __init__(
+        self, in_chs: int, out_chs: int, kernel: int, parts: Parts, *, stride: int = 1, dilation: int = 1,
+        groups: int = 1, act: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        stride, aa = parts.strided(out_chs, stride)
+        self.conv = parts.conv(in_chs, out_chs, kernel, stride=stride, dilation=dilation, groups=groups)
+        self.bn = parts.norm(out_chs, act=act)
+        self.aa = aa
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.aa(self.bn(self.conv(x)))
+
+
+class UniversalInvertedResidual(Block):
+    """1x1 to a wider space and back, with depthwise convolutions (each as the row says) before, between and behind."""
+
+    def __init__(self, at: Place, r: Row, parts: Parts) -> None:
+        super().__init__(at, not r.noskip)
+
+        def depthwise(channels: int, kernel: int, stride: int, act: bool) -> nn.Module:
+            if not kernel:
+                return nn.Identity()
+            groups = groups_of(channels, r.group_size or 1)
+            place = {"stride": stride, "dilation": at.dilation}
+            return ConvNorm(channels, channels, kernel, parts, **place, groups=groups, act=act)
+
+        if at.stride > 1 and not (r.dw_kernel_size_start or r.dw_kernel_size_mid or r.dw_kernel_size_end):
+            raise ValueError("a uir block with a stride needs a depthwise convolution to take it")
+        strides = {"start": 1, "mid": 1, "end": 1}
+        kernels = {"mid": r.dw_kernel_size_mid, "start": r.dw_kernel_size_start, "end": r.dw_kernel_size_end}
+        strides[next((name for name, kernel in kernels.items() if kernel), "end")] = at.stride
+        self.dw_start = depthwise(at.in_chs, r.dw_kernel_size_start, strides["start"], act=False)
+        self.pw_exp = ConvNorm(at.in_chs, at.mid_chs, 1, parts)
+        self.dw_mid = depthwise(at.mid_chs, r.dw_kernel_size_mid, strides["mid"], act=True)
+        self.se = parts.se(at.mid_chs, at.in_chs, r.se_ratio)
+        self.pw_proj = ConvNorm(at.mid_chs, at.out_chs, 1, parts, act=False)
+        self.dw_end = depthwise(at.out_chs, r.dw_kernel_size_end, strides["end"], act=False)
+        self.layer_scale = parts.scale(at.out_chs)
+
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.se(self.dw_mid(self.pw_exp(self.dw_start(x))))
+        return self.layer_scale(self.dw_end(self.pw_proj(x)))
+
+
+class Projection(nn.Module):
+    """A 1x1 convolution; for keys and values of a smaller map behind a strided depthwise one and a norm."""
+
+    def __init__(self, in_chs: int, out_chs: int, parts: Parts, kernel: Kernel = 3, stride: int = 1) -> None:
+        super().__init__()
+        if stride > 1:
+            self.down_conv = parts.conv(in_chs, in_chs, kernel, stride=stride, groups=in_chs)
+            self.norm = parts.norm(in_chs, act=False)
+        self.proj = parts.conv(in_chs, out_chs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.norm(self.down_conv(x)) if hasattr(self, "norm") else x)
+
+
+class MultiQueryAttention(nn.Module):
+    """Attention among the positions of `(B, C, H, W)`: several heads ask, of one set of keys and values."""
+
+    def __init__(self, in_chs: int, out_chs: int, r: Row, parts: Parts) -> None:
+        super().__init__()
+        self.num_heads = r.num_heads
+        key_dim = r.key_dim or out_chs // r.num_heads
+        value_dim = r.value_dim or key_dim
+        self.query = Projection(in_chs, r.num_heads * key_dim, parts)
+        self.key = Projection(in_chs, key_dim, parts, r.dw_kernel_size, r.kv_stride)
+        self.value = Projection(in_chs, value_dim, parts, r.dw_kernel_size, r.kv_stride)
+        self.output = Projection(r.num_heads * value_dim, out_chs, parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.query(x).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)  # (B, heads, HW, key_dim)
+        k, v = (part(x).flatten(2).transpose(1, 2).unsqueeze(1) for part in (self.key, self.value))
+        k, v = (t.expand(-1, self.num_heads, -1, -1) for t in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.output(mixed.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
+
+
+class MobileAttention(Block):
+    """Norm and multi-query attention."""
+
+    def __init__(self, at: Place, r: Row, parts: Parts) -> None:
+        super().__init__(at, not r.noskip)
+        if at.stride > 1:
+            raise ValueError("an mqa block keeps the size of the map: give the stride to a block before it")
+        self.norm = parts.norm(at.in_chs, act=False)
+        self.attn = MultiQueryAttention(at.in_chs, at.out_chs, r, parts)
+        self.layer_scale = parts.scale(at.out_chs)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.layer_scale(self.attn(self.norm(x)))
+
+
 BLOCKS: dict[str, Callable[[Place, Row, Parts], Block]] = {
     "cn": ConvNormAct,
     "ds": DepthwiseSeparable,
     "dsa": DepthwiseSeparable,
     "ir": InvertedResidual,
     "er": EdgeResidual,
+    "uir": UniversalInvertedResidual,
+    "mqa": MobileAttention,
 }
 
 
