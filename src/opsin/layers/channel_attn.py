@@ -89,7 +89,6 @@ class GlobalContext(nn.Module):
         rd_divisor: int = 1,
         act_layer: str | Callable[..., nn.Module] = "relu",
         gate_layer: str | Callable[..., nn.Module] = "sigmoid",
-        norm_layer: str | Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
         rd_channels = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)

@@ -96,10 +96,9 @@ class Bottleneck(nn.Module):
         return self.act(self.drop_path(y) + self.downsample(x))
 
 
-class TResNet(Model):
+class TResNet(Model, config=Config):
     """Space to depth, four stages of blocks (the last without squeeze and excitation), pooled linear head."""
 
-    Config = Config
     positional = ("layers", "in_chans", "num_classes", "width_factor", "v2", "global_pool")
     classifier_path = "head.fc"
     first_conv = "body.conv1.conv"
