@@ -1,0 +1,99 @@
+"""Making models: with random values, and from a file, every weight touched."""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks._ab import Row, compare
+
+TITLE = "Creating models"
+NOTE = (
+    "`file` is a file of the user's, which opsin copies into private memory, so nothing done to the file later can "
+    "harm the process; `hub cache` is a download, only ever replaced as a whole, which is mapped. Every weight is read "
+    "after loading. Peak memory is that of a fresh process above what its imports take."
+)
+MODELS = {"ResNet-50": "resnet50", "ViT-L/16": "vit_large_patch16_224"}
+
+MEMORY = """
+import json, resource, sys, torch
+torch.set_num_threads(1)
+side, arch, path = sys.argv[1:]
+if side == "timm":
+    import timm
+    make = lambda: timm.create_model(arch, pretrained=True, pretrained_cfg_overlay={"file": path})
+    timm.create_model("test_resnet")
+else:
+    import opsin
+    from opsin.weights import pretrained
+    make = lambda: opsin.create_model(arch, pretrained=path)
+    opsin.create_model("test_resnet")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = make()
+assert all(p.sum().isfinite() for p in model.parameters())
+print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+"""
+
+
+def _peak(side: str, arch: str, path: Path) -> float:
+    done = subprocess.run([sys.executable, "-c", MEMORY, side, arch, str(path)], check=True, capture_output=True)
+    return json.loads(done.stdout)
+
+
+def _touch(model) -> None:
+    assert all(p.sum().isfinite() for p in model.parameters())
+
+
+def run(rounds: int) -> list[Row]:
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    import opsin
+
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for title, arch in MODELS.items():
+            rows.append(
+                compare(
+                    f"{title}, random values",
+                    lambda arch=arch: timm.create_model(arch),
+                    lambda arch=arch: opsin.create_model(arch),
+                    rounds=max(3, rounds // 2),
+                    warm_up=False,
+                )
+            )
+            file = Path(folder) / f"{arch}.safetensors"
+            save_file(opsin.create_model(arch).state_dict(), file)
+            cached = Path(folder) / f"models--x--{arch}" / "snapshots" / "0" / "model.safetensors"
+            cached.parent.mkdir(parents=True)
+            cached.hardlink_to(file)
+            for place, path in (("file", file), ("hub cache", cached)):
+                overlay = {"file": str(path)}
+                rows.append(
+                    compare(
+                        f"{title}, from {place}",
+                        lambda arch=arch, overlay=overlay: _touch(
+                            timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay)
+                        ),
+                        lambda arch=arch, path=path: _touch(opsin.create_model(arch, pretrained=path)),
+                        rounds=rounds,
+                    )
+                )
+                peers = [_peak("timm", arch, path) for _ in range(3)]
+                ours = [_peak("opsin", arch, path) for _ in range(3)]
+                ratios = [a / b for a, b in zip(peers, ours, strict=True)]
+                rows.append(
+                    Row(
+                        f"{title}, from {place}: peak memory",
+                        statistics.median(peers),
+                        statistics.median(ours),
+                        min(ratios),
+                        max(ratios),
+                        "MB",
+                    )
+                )
+    return rows
