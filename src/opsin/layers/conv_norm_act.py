@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from opsin.layers.norm_act import get_norm_act_layer
 from opsin.layers.pool import create_aa
+from opsin.layers.tuples import to_2tuple
 
 __all__ = ["ConvNormAct"]
 
@@ -19,15 +20,16 @@ class ConvNormAct(nn.Module):
     """
 
     def __init__(
-        self, in_chs: int, out_chs: int, kernel_size: int = 1, stride: int = 1, *,
-        padding: int | None = None, dilation: int = 1, groups: int = 1, apply_act: bool = True,
+        self, in_chs: int, out_chs: int, kernel_size: int | tuple[int, int] = 1, stride: int = 1, *,
+        padding: int | tuple[int, int] | None = None, dilation: int = 1, groups: int = 1, apply_act: bool = True,
         norm_layer: str | Callable[..., Any] = "batchnorm2d", act_layer: str | Callable[..., nn.Module] = "relu",
         aa_layer: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
         blur = bool(aa_layer) and stride > 1
         if padding is None:
-            padding = (kernel_size - 1) * dilation // 2
+            height, width = to_2tuple(kernel_size)
+            padding = ((height - 1) * dilation // 2, (width - 1) * dilation // 2)
         self.conv = nn.Conv2d(
             in_chs, out_chs, kernel_size, 1 if blur else stride, padding, dilation, groups, bias=False
         )
