@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 from support import randomize, relative_error
+from torch import nn
 
 import opsin
 from opsin.errors import UnknownArgumentError, WeightsError
@@ -14,7 +15,7 @@ from opsin.models._registry import find_family
 timm = pytest.importorskip("timm")
 
 SMALL = {"embed_dim": 24, "depths": (2, 2), "num_heads": (3, 3), "num_classes": 5, "img_size": (64, 80)}
-ARCHES = ["swin_tiny_patch4_window7_224"]
+ARCHES = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"]
 TABLE = "layers.0.blocks.1.attn.relative_position_bias_table"
 
 
@@ -43,14 +44,15 @@ def differ(ours, theirs, size) -> float:
         ({"dynamic_img_size": True}, (36, 100)),
         ({"strict_img_size": False}, (48, 48)),
         ({"patch_size": 8, "qkv_bias": False, "mlp_ratio": 2.0}, (64, 80)),
-        ({"norm_layer": torch.nn.RMSNorm}, (64, 80)),
     ],
 )
 def test_options_as_timm(arch, kwargs, size):
     assert differ(*pair(arch, **kwargs), size) < 1e-5
 
 
-@pytest.mark.parametrize("kwargs", [{"head_dim": 4}, {"head_dim": (4, 6)}, {"mlp_ratio": (2.0, 3.0)}])
+@pytest.mark.parametrize(
+    "kwargs", [{"head_dim": 4}, {"head_dim": (4, 6)}, {"mlp_ratio": (2.0, 3.0)}, {"norm_layer": nn.RMSNorm}]
+)
 def test_options_of_the_first_version_as_timm(kwargs):
     assert differ(*pair("swin_tiny_patch4_window7_224", **kwargs), (64, 80)) < 1e-5
 
@@ -75,6 +77,18 @@ def test_another_size_as_timm(arch, kwargs, size):
     config.eval().load_state_dict(ours.state_dict())
     assert differ(config, ours, size) == 0
     assert [row["reduction"] for row in ours.feature_info] == [row["reduction"] for row in theirs.feature_info]
+
+
+def test_the_second_version_counts_offsets_in_trained_windows():
+    kwargs = {"pretrained_window_sizes": (4, 6), "act_layer": "relu"}
+    assert differ(*pair("swinv2_tiny_window8_256", **kwargs), (64, 80)) < 1e-5
+    ours, theirs = pair("swinv2_tiny_window8_256", **kwargs)
+    ours.set_input_size(window_size=6)
+    theirs.set_input_size(window_size=6)
+    assert differ(ours, theirs, (64, 80)) < 1e-5
+    fresh = opsin.create_model("swinv2_tiny_window8_256", **SMALL)
+    assert not fresh.layers[1].blocks[1].norm2.weight.any()
+    assert not fresh.layers[0].blocks[0].norm1.weight.any()
 
 
 def test_another_size_and_back_scales_windows():

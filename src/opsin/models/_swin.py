@@ -20,7 +20,7 @@ from opsin.models._config import ModelConfig
 from opsin.models._model import Model
 from opsin.models._vit_blocks import by_name
 
-__all__ = ["PatchMerging", "SwinConfig", "SwinModel", "WindowBlock", "adapt", "relative_position_index"]
+__all__ = ["PatchMerging", "SwinConfig", "SwinModel", "WindowBlock", "adapt", "per_stage", "relative_position_index"]
 
 Size = tuple[int, int]
 WindowSpec = int | tuple[int, ...] | tuple[tuple[int, int], ...]
@@ -57,6 +57,11 @@ def stage_windows(window_size: Any, count: int) -> tuple[Size, ...]:
     if len(windows) != count or min(side for window in windows for side in window) < 1:
         raise ValueError(f"window_size={window_size}: a positive size, or one for each of {count} stages")
     return windows
+
+
+def per_stage(value: Any, stage: int) -> Any:
+    """The value of one stage, of a figure for all or one per stage."""
+    return value[stage] if isinstance(value, tuple | list) else value
 
 
 def relative_position_index(window: Size) -> Tensor:
@@ -210,6 +215,8 @@ class SwinModel(Model):
             down = PatchMerging(dim // 2, dim, norm, self.post_norm) if i else nn.Identity()
             place: dict[str, Any] = {"feat_size": self.stage_size(i), "window_size": self.windows[i]}
             place |= {"always_partition": c.always_partition, "dynamic": self.dynamic_img_size}
+            place |= {"num_heads": c.num_heads[i], "mlp_ratio": per_stage(c.mlp_ratio, i), "qkv_bias": c.qkv_bias}
+            place |= {"attn_drop": c.attn_drop_rate, "proj_drop": c.proj_drop_rate}
             blocks = [
                 self.build_block(c, i, dim=dim, norm_layer=norm, drop_path=drop, shifted=j % 2 == 1, **place)
                 for j, drop in enumerate(drops)
@@ -223,7 +230,7 @@ class SwinModel(Model):
         self.head_hidden_size = self.head.num_features
 
     def build_block(self, c: Any, stage: int, **kwargs: Any) -> WindowBlock:
-        """A block of a stage; `kwargs` are what it has from its place in the model."""
+        """A block of a stage; `kwargs` are what all kinds of block take."""
         raise NotImplementedError(f"{type(self).__name__} must define build_block")
 
     def stage_size(self, stage: int) -> Size:

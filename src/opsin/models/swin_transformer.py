@@ -14,7 +14,7 @@ from opsin.layers.mlp import Mlp
 from opsin.layers.pos_embed import resize_rel_pos_bias_table
 from opsin.layers.weight_init import trunc_normal_
 from opsin.models._family import Family
-from opsin.models._swin import Size, SwinConfig, SwinModel, WindowBlock, adapt, relative_position_index
+from opsin.models._swin import Size, SwinConfig, SwinModel, WindowBlock, adapt, per_stage, relative_position_index
 from opsin.models._vit_init import INITIALISERS
 
 __all__ = ["Config", "SwinBlock", "SwinTransformer", "WindowAttention"]
@@ -110,11 +110,7 @@ class SwinTransformer(SwinModel, config=Config):
     def build_block(self, c: Config, stage: int, **kwargs: Any) -> WindowBlock:
         if c.weight_init not in INITIALISERS:
             raise UnknownArgumentError(f"weight_init={c.weight_init!r}: {', '.join(map(repr, INITIALISERS))}")
-        per_stage = lambda value: value[stage] if isinstance(value, tuple | list) else value  # noqa: E731
-        return SwinBlock(
-            num_heads=c.num_heads[stage], head_dim=per_stage(c.head_dim), mlp_ratio=per_stage(c.mlp_ratio),
-            qkv_bias=c.qkv_bias, attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, **kwargs,
-        )  # fmt: skip
+        return SwinBlock(head_dim=per_stage(c.head_dim, stage), **kwargs)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
