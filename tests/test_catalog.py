@@ -18,6 +18,10 @@ def plain(value: object) -> object:
     return json.loads(json.dumps(value))
 
 
+def of_today(names: list[str]) -> list[str]:
+    return [name for name in names if name.partition(".")[0] not in catalog.variants_of_old()]
+
+
 def test_imports_no_torch() -> None:
     code = "import sys, opsin.catalog as c; c.pretrained_cfg('resnet50'); c.labels_for(1000)"
     code += "; assert 'torch' not in sys.modules"
@@ -38,10 +42,10 @@ def test_figures_equal_the_contracts(path: Path) -> None:
 
 
 def test_every_row_reads() -> None:
-    names = catalog.architectures()
+    names = of_today(catalog.architectures())
     assert len(names) == 1371
-    assert len(catalog.weight_names()) == 2052
-    assert sum(catalog.pretrained_cfg(name).has_weights for name in catalog.weight_names()) == 1826
+    assert len(of_today(catalog.weight_names())) == 2052
+    assert sum(catalog.pretrained_cfg(name).has_weights for name in of_today(catalog.weight_names())) == 1826
     for name in names:
         assert catalog.model_facts(name).name == name
         assert [cfg.tag for cfg in catalog.pretrained_cfgs(name) if cfg.tag] == catalog.tags(name)
@@ -51,7 +55,7 @@ def test_every_row_reads() -> None:
 def test_records_equal_those_of_the_published_package() -> None:
     registry = pytest.importorskip("timm.models._registry")
     theirs = registry._model_pretrained_cfgs
-    for name in catalog.weight_names():
+    for name in of_today(catalog.weight_names()):
         ours = plain(catalog.pretrained_cfg(name).to_dict())
         for key, value in vars(theirs[name]).items():
             if value not in (None, "") and key != "state_dict":
@@ -101,7 +105,8 @@ def test_unknown_tag_names_the_nearest() -> None:
         ("tf_efficientnet_b0_ns", "tf_efficientnet_b0.ns_jft_in1k"),
         ("ig_resnext101_32x16d", "resnext101_32x16d.fb_wsl_ig1b_ft_in1k"),
         ("vit_deit_base_patch16_224", "deit_base_patch16_224"),
-        ("cspdarknet53_iabn", "cspdarknet53"),
+        ("densenet264d_iabn", "densenet264d"),
+        ("cspdarknet53_iabn", None),
         ("resnet50", None),
         ("never_a_model", None),
     ],
@@ -119,6 +124,25 @@ def test_a_stand_in_says_how_it_differs() -> None:
     assert catalog.resolve_alias("nfnet_f0s") == "nfnet_f0"
     assert "SiLU" in catalog.alias_note("nfnet_f0s")
     assert catalog.alias_note("efficientnet_b3a") == ""
+
+
+def test_variants_of_old_have_facts_and_weights_of_their_own() -> None:
+    assert catalog.variants_of_old() == {
+        "cspdarknet53_iabn": "cspdarknet53",
+        "cspresnext50_iabn": "cspresnext50",
+        "densenet121d": "densenetblur121d",
+        "densenet264": "densenet264d",
+    }
+    same, today = catalog.model_facts("cspdarknet53_iabn"), catalog.model_facts("cspdarknet53")
+    assert (same.name, same.params, same.gmacs) == ("cspdarknet53_iabn", today.params, today.gmacs)
+    assert catalog.tags("cspdarknet53_iabn") == catalog.tags("cspdarknet53")
+    weights = catalog.pretrained_cfg("cspdarknet53_iabn")
+    assert weights.architecture == "cspdarknet53_iabn"
+    assert weights.hf_hub_id == catalog.pretrained_cfg("cspdarknet53").hf_hub_id == "timm/cspdarknet53.ra_in1k"
+    other = catalog.model_facts("densenet264")
+    assert (other.params, other.gmacs, other.feature_channels[0]) == (72686632, None, 96)
+    assert not catalog.pretrained_cfg("densenet264").has_weights
+    assert catalog.pretrained_cfg("densenet264").input_size == (3, 224, 224)
 
 
 def test_aliases_lead_back() -> None:

@@ -32,7 +32,8 @@ def path_of(arch: str) -> tuple:
 
 def representatives() -> list[str]:
     chosen: dict[tuple, str] = {}
-    for arch in sorted(MODELS, key=lambda n: catalog.model_facts(n).params):
+    judged = [name for name in MODELS if name not in catalog.variants_of_old()]
+    for arch in sorted(judged, key=lambda n: catalog.model_facts(n).params):
         chosen.setdefault(path_of(arch), arch)
     return sorted(chosen.values(), key=list(MODELS).index)
 

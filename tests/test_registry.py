@@ -66,7 +66,9 @@ def test_natural_order() -> None:
 def test_lists_as_the_published_package_does(args: tuple, kwargs: dict) -> None:
     timm = pytest.importorskip("timm")
     theirs = [name for name in timm.list_models(*args, **kwargs) if name.partition(".")[0] in MODELS]
-    assert registry.list_models(*args, **kwargs) == theirs
+    old = catalog.variants_of_old()
+    ours = [name for name in registry.list_models(*args, **kwargs) if name.partition(".")[0] not in old]
+    assert ours == theirs
 
 
 def test_exclude() -> None:

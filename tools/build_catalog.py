@@ -197,7 +197,7 @@ def build_accuracy(accuracy: list[dict[str, str]]) -> None:
 def build_aliases(raw: dict[str, str | None], known: set[str]) -> None:
     ours = json.loads(OLD_NAMES.read_text(encoding="utf-8"))
     renamed = {**{k: v for k, v in raw.items() if v}, **ours["corrected"], **ours["renamed"]}
-    replaced, gone = ours["replaced"], ours["gone"]
+    replaced, gone, variants = ours["replaced"], ours["gone"], ours["variants"]
     gone = {**{k: "" for k, v in raw.items() if v is None}, **gone}
     renamed = {k: v for k, v in renamed.items() if k not in gone}
     targets = {**renamed, **{k: v[0] for k, v in replaced.items()}}
@@ -205,7 +205,11 @@ def build_aliases(raw: dict[str, str | None], known: set[str]) -> None:
         assert new in known, f"{old} -> {new}: no such name"
         assert old not in known, f"{old} is a name of today"
     assert not known & set(gone), known & set(gone)
-    (DATA / "aliases.json").write_text(dump_table({"renamed": renamed, "replaced": replaced, "gone": gone}))
+    for old, entry in variants.items():
+        assert entry["like"] in known, entry
+        assert old not in known | set(targets) | set(gone), f"{old} has two meanings"
+    tables = {"renamed": renamed, "replaced": replaced, "gone": gone, "variants": variants}
+    (DATA / "aliases.json").write_text(dump_table(tables))
 
 
 def build_labels(raw: Path) -> None:

@@ -30,6 +30,7 @@ from opsin.catalog.tables import (
     pretrained_cfgs,
     resolve_alias,
     tags,
+    variants_of_old,
     weight_names,
 )
 
@@ -60,5 +61,6 @@ __all__ = [
     "real_labels",
     "resolve_alias",
     "tags",
+    "variants_of_old",
     "weight_names",
 ]

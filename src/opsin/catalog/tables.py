@@ -28,6 +28,7 @@ __all__ = [
     "pretrained_cfgs",
     "resolve_alias",
     "tags",
+    "variants_of_old",
     "weight_names",
 ]
 
@@ -98,13 +99,28 @@ def _read(name: str) -> tuple[list[str], list[list[str]]]:
 @cache
 def _models() -> dict[str, dict[str, str]]:
     header, rows = _read("models.csv")
-    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    models = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    for name, entry in _aliases()["variants"].items():
+        unmeasured = {} if entry.get("weights") else {"gmacs": "", "macts": "", "compute_size": ""}
+        own = {key: str(value) for key, value in entry.items() if key in header}
+        models[name] = models[entry["like"]] | unmeasured | own | {"name": name}
+    return models
 
 
 @cache
 def _weights() -> dict[str, dict[str, str]]:
     header, rows = _read("weights.csv")
-    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    weights = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    for name, entry in _aliases()["variants"].items():
+        like = [row for key, row in weights.items() if key.partition(".")[0] == entry["like"]]
+        if entry.get("weights"):
+            for row in like:
+                repo = f"timm/{row['name']}" if row["hf_hub_id"] == "=" else row["hf_hub_id"]
+                same = f"{name}.{row['name'].partition('.')[2]}"
+                weights[same] = row | {"name": same, "hf_hub_id": repo}
+        else:
+            weights[name] = dict.fromkeys(header, "") | {"name": name, "pool_size": like[0]["pool_size"]}
+    return weights
 
 
 @cache
@@ -289,6 +305,12 @@ def resolve_alias(name: str) -> str | None:
     if name in table["replaced"]:
         return table["replaced"][name][0]
     return table["renamed"].get(name)
+
+
+def variants_of_old() -> dict[str, str]:
+    """Architectures of releases long past that the published package no longer builds: name -> the one of today that is
+    made like it. Figures that nobody measured for them are its figures."""
+    return {name: entry["like"] for name, entry in _aliases()["variants"].items()}
 
 
 def alias_note(name: str) -> str:

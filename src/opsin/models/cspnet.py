@@ -296,6 +296,17 @@ L: dict[str, Any] = {"num_blocks": (3, 6, 9, 3)}
 X: dict[str, Any] = {"num_blocks": (3, 7, 11, 3), "out_chs": (160, 320, 640, 1280)}
 SE: dict[str, Any] = {"attn_layer": "se"}
 SE4: dict[str, Any] = {"attn_layer": "se", "attn_kwargs": {"rd_ratio": 0.25}}
+CSPDARKNET53 = Config(
+    **FIVE,
+    num_blocks=(1, 2, 8, 8, 4),
+    block_type="dark",
+    expand_ratio=(2.0, 1.0, 1.0, 1.0, 1.0),
+    block_ratio=(1.0, 0.5, 0.5, 0.5, 0.5),
+    bottle_ratio=(0.5, 1.0, 1.0, 1.0, 1.0),
+    down_growth=True,
+)
+CSPRESNEXT50 = Config(**RES, **WIDE, stem_chs=(64,), stem_kernel_size=7, groups=32)
+# the names with iabn are from when norm and activation were one operation in place; the networks are the same
 VARIANTS = {
     "cs3darknet_focus_l": Cs3(**L, **FOCUS, stem_chs=(64,)),
     "cs3darknet_focus_m": Cs3(**M, **FOCUS, stem_chs=(48,)),
@@ -318,19 +329,13 @@ VARIANTS = {
         **SE,
         act_layer="silu",
     ),
-    "cspdarknet53": Config(
-        **FIVE,
-        num_blocks=(1, 2, 8, 8, 4),
-        block_type="dark",
-        expand_ratio=(2.0, 1.0, 1.0, 1.0, 1.0),
-        block_ratio=(1.0, 0.5, 0.5, 0.5, 0.5),
-        bottle_ratio=(0.5, 1.0, 1.0, 1.0, 1.0),
-        down_growth=True,
-    ),
+    "cspdarknet53": CSPDARKNET53,
+    "cspdarknet53_iabn": CSPDARKNET53,
     "cspresnet50": Config(**RES, stem_chs=(64,), stem_kernel_size=7, expand_ratio=2.0, bottle_ratio=0.5),
     "cspresnet50d": Config(**RES, stem_chs=(32, 32, 64), expand_ratio=2.0, bottle_ratio=0.5),
     "cspresnet50w": Config(**RES, **WIDE, stem_chs=(32, 32, 64), bottle_ratio=0.25),
-    "cspresnext50": Config(**RES, **WIDE, stem_chs=(64,), stem_kernel_size=7, groups=32),
+    "cspresnext50": CSPRESNEXT50,
+    "cspresnext50_iabn": CSPRESNEXT50,
     "darknet17": Dark(num_blocks=(1, 1, 1, 1, 1)),
     "darknet21": Dark(num_blocks=(1, 1, 1, 2, 2)),
     "darknet53": Dark(num_blocks=(1, 2, 8, 8, 4)),

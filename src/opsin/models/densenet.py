@@ -148,9 +148,11 @@ def adapt(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Te
 
 VARIANTS = {
     "densenet121": Config(),
+    "densenet121d": Config(stem_type="deep"),
     "densenet161": Config(growth_rate=48, block_config=(6, 12, 36, 24)),
     "densenet169": Config(block_config=(6, 12, 32, 32)),
     "densenet201": Config(block_config=(6, 12, 48, 32)),
+    "densenet264": Config(growth_rate=48, block_config=(6, 12, 64, 48)),
     "densenet264d": Config(growth_rate=48, block_config=(6, 12, 64, 48), stem_type="deep"),
     "densenetblur121d": Config(stem_type="deep", aa_layer="blur"),
 }
