@@ -5,26 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from opsin.layers import create_act, get_norm_layer
+from opsin.layers.conv_norm_act import ConvNormAct
 from opsin.layers.selective_kernel import SelectiveKernel
 from opsin.models._family import Family
 from opsin.models.resnet import Config, ResidualBlock, ResNet
 
 __all__ = ["Config", "SKNet", "SelectiveKernelBasic", "SelectiveKernelBottleneck"]
-
-
-class ConvNormAct(nn.Module):
-    """Convolution, norm and, unless it closes a block, activation."""
-
-    def __init__(self, in_chs: int, out_chs: int, kernel: int, c: Config, *, act: bool, dilation: int = 1) -> None:
-        super().__init__()
-        padding = dilation * (kernel - 1) // 2
-        self.conv = nn.Conv2d(in_chs, out_chs, kernel, 1, padding, dilation, bias=False)
-        self.bn = get_norm_layer(c.norm_layer)(out_chs)
-        self.act = create_act(c.act_layer, inplace=True) if act else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
 
 
 class SelectiveKernelBasic(ResidualBlock):
@@ -41,7 +27,7 @@ class SelectiveKernelBasic(ResidualBlock):
         mid_chs = planes // c.block_reduce_first
         layers = {"act_layer": c.act_layer, "norm_layer": c.norm_layer} | (sk_kwargs or {})
         self.conv1 = SelectiveKernel(in_chs, mid_chs, stride=stride, dilation=first_dilation, **layers)
-        self.conv2 = ConvNormAct(mid_chs, planes, 3, c, act=False, dilation=dilation)
+        self.conv2 = ConvNormAct(mid_chs, planes, 3, dilation=dilation, norm_layer=c.norm_layer, apply_act=False)
         self.finish(planes, c, downsample, drop_path, attn_layer, attn_args)
 
     def residual(self, x: Tensor) -> Tensor:
@@ -65,11 +51,11 @@ class SelectiveKernelBottleneck(ResidualBlock):
         width = planes * c.base_width // 64 * c.cardinality
         first, out_chs = width // c.block_reduce_first, planes * self.expansion
         layers = {"act_layer": c.act_layer, "norm_layer": c.norm_layer} | (sk_kwargs or {})
-        self.conv1 = ConvNormAct(in_chs, first, 1, c, act=True)
+        self.conv1 = ConvNormAct(in_chs, first, 1, act_layer=c.act_layer, norm_layer=c.norm_layer)
         self.conv2 = SelectiveKernel(
             first, width, stride=stride, dilation=first_dilation, groups=c.cardinality, **layers
         )
-        self.conv3 = ConvNormAct(width, out_chs, 1, c, act=False)
+        self.conv3 = ConvNormAct(width, out_chs, 1, norm_layer=c.norm_layer, apply_act=False)
         self.finish(out_chs, c, downsample, drop_path, attn_layer, attn_args)
 
     def residual(self, x: Tensor) -> Tensor:
