@@ -95,10 +95,12 @@ class FeatureListNet(nn.ModuleDict):
         )
 
     def _adopt(self, model: nn.Module, path: str, flatten: bool) -> str:
+        """Take the part at `path` over; returns where it is now. Of a method, the part that has it."""
+        path, method = split_method(model, path)
         name = path.replace(".", "_") if flatten else path.split(".")[0]
         if name not in self:
             self.add_module(name, locate(model, path if flatten else name))
-        return name if flatten else path
+        return (name if flatten else path) + method
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
@@ -233,6 +235,14 @@ class FeatureHookNet(nn.Module):
         return caught if self.keys_out is None else OrderedDict(zip(self.keys_out, caught, strict=True))
 
 
+def split_method(model: nn.Module, path: str) -> tuple[str, str]:
+    """A path of the chain as (module, ".method"); the first is "" for a method of the model itself."""
+    if isinstance(locate(model, path), nn.Module):
+        return path, ""
+    owner, _, method = path.rpartition(".")
+    return owner, f".{method}"
+
+
 def hook_point(model: nn.Module, name: str) -> tuple[str, int | None]:
     """Where to hook what `name` stands for: the path of a module, and which of several maps that leave it.
 
@@ -297,7 +307,7 @@ def feature_net(
     if feature_cls in ("list", "dict"):
         as_dict = feature_cls == "dict"
         chain = model.chain if isinstance(model, Model) else ()
-        if all(isinstance(locate(model, path), nn.Module) for stage in chain for path in stage.run):
+        if all(split_method(model, path)[0] for stage in chain for path in stage.run):
             net = FeatureDictNet if as_dict else FeatureListNet
             return net(model, out_indices, flatten_sequential=flatten, **kwargs)
         return FeatureGetterNet(model, out_indices, return_dict=as_dict, **kwargs)  # type: ignore[arg-type]
