@@ -73,7 +73,7 @@ def test_fused_standardised_convolutions(pad_type):
     x = torch.randn(2, 8, 9, 12)
     for layer in (StdConv2d, ScaledStdConv2d):
         conv = layer(8, 6, 3, stride=2, groups=2, bias=True, pad_type=pad_type)
-        fused = conv.fuse()
+        fused = conv.reparameterize()
         assert not isinstance(fused, StdConv2d)
         assert relative_error(fused(x), conv(x)) < 1e-5
 

@@ -215,12 +215,11 @@ def _example(model: nn.Module) -> Tensor:
 
 
 def _reparameterize(bench: Bench) -> dict[str, Any]:
-    """Merge the branches of every module that has a `reparameterize()`, which does so in place."""
+    """Merge the branches of every module that has a `reparameterize()`: in place, or into the module it returns."""
     found = [m for m in bench.model.modules() if callable(getattr(m, "reparameterize", None)) and m is not bench.model]
     for module in found:
         merged = copy.deepcopy(module)
-        merged.reparameterize()
-        bench.replace(module, merged)
+        bench.replace(module, merged.reparameterize() or merged)
     return {"reparameterized": len(found)}
 
 

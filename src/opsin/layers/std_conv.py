@@ -45,7 +45,7 @@ class StdConv2d(nn.Conv2d):
         return F.conv2d(x, self.kernel(), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     @torch.no_grad()
-    def fuse(self) -> nn.Conv2d:
+    def reparameterize(self) -> nn.Conv2d:
         """A plain convolution with the standardised weight, for inference."""
         args = {"stride": self.stride[0], "dilation": self.dilation[0], "groups": self.groups}
         pad_type = "same" if self.pads_by_size else ""
