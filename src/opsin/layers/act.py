@@ -44,6 +44,9 @@ ACTS: dict[str, tuple[Callable[..., nn.Module], bool]] = {
 }
 
 
+PLAIN = {key.replace("_", ""): key for key in ACTS}
+
+
 def get_act_layer(act: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """The activation class of a name, or the callable itself."""
     if not isinstance(act, str):
@@ -53,7 +56,7 @@ def get_act_layer(act: str | Callable[..., nn.Module]) -> Callable[..., nn.Modul
 
 def _known(name: str) -> str:
     """The table's spelling of a name; class names such as `SiLU` and `LeakyReLU` are understood as well."""
-    plain = {key.replace("_", ""): key for key in ACTS}.get(name.lower().replace("_", ""))
+    plain = PLAIN.get(name.lower().replace("_", ""))
     if plain is None:
         raise UnknownArgumentError(f"no activation {name!r}.{did_you_mean(name, ACTS)} Known: {', '.join(ACTS)}")
     return plain

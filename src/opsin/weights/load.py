@@ -42,7 +42,7 @@ def load_into(
     Raises:
         WeightsError: one message that names every missing, unexpected and wrongly shaped key.
     """
-    wanted = model.state_dict()
+    wanted = model.state_dict(keep_vars=True)
     computed = {name for name, _ in model.named_buffers(remove_duplicate=False)} - wanted.keys()
     tied = _tied(model)
     filled = {name for group in tied if not state_dict.keys().isdisjoint(group) for name in group}

@@ -42,7 +42,7 @@ def load_pretrained(
         state = read_state_dict(source, mmap=is_settled(source, cache_dir))
     if adapt:
         state = dict(adapt(state, model))
-    wanted = model.state_dict()
+    wanted = model.state_dict(keep_vars=True)
     strategy = in_chans_strategy or getattr(model, "in_chans_strategy", None)
     _adapt_first_conv(state, wanted, _paths(record.first_conv, model, "first_conv"), strategy)
     fresh = _drop_other_head(state, wanted, _paths(record.classifier, model, "classifier_path"), record)
