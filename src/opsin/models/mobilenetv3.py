@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from opsin.layers import SelectAdaptivePool2d, create_act
+from opsin.layers import create_act
+from opsin.models._conv_head import ConvHead
 from opsin.models._efficientnet_body import BodyConfig, BodyModel, find_se_layer
 from opsin.models._efficientnet_tables import Rows, arch, change, deepen, round_channels
 from opsin.models._family import Family
@@ -33,7 +33,7 @@ class Config(BodyConfig):
     layer_scale_init_value: float | None = None  # of the blocks of MobileNetV4
 
 
-class MobileNetV3(BodyModel, config=Config):
+class MobileNetV3(ConvHead, BodyModel, config=Config):
     """Stem, stages of blocks given by a table, pooling, a 1x1 convolution, linear classifier."""
 
     positional = ("block_args", "num_classes", "in_chans", "stem_size", "fix_stem", "num_features")
@@ -52,24 +52,10 @@ class MobileNetV3(BodyModel, config=Config):
         self.chain = tuple(chain)
         self.build_head(c)
 
-    def build_head(self, c: Config) -> None:
-        pool = SelectAdaptivePool2d(c.global_pool, flatten=False)
-        width = self.num_features * pool.feat_mult
-        if not hasattr(self, "conv_head") or self.conv_head.in_channels != width:  # a new classifier leaves it alone
-            self.conv_head: Any = self.parts.conv(width, c.num_features, 1, bias=c.head_bias)
-            self.norm_head = self.parts.norm(c.num_features) if c.head_norm else create_act(self.parts.act_layer)
-        self.build_classifier(c, c.num_features, pool)
-
-    def remove_head(self) -> None:
-        super().remove_head()
-        self.conv_head, self.norm_head = nn.Identity(), nn.Identity()
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.norm_head(self.conv_head(self.global_pool(x)))
-        if self.global_pool.pool_type:
-            x = x.flatten(1)
-        x = F.dropout(x, self.drop_rate, self.training)
-        return x if pre_logits else self.classifier(x)
+    def conv_head_parts(self, in_chs: int) -> tuple[nn.Module, nn.Module]:
+        c, parts = self.config, self.parts
+        conv = parts.conv(in_chs, c.num_features, 1, bias=c.head_bias)
+        return conv, parts.norm(c.num_features) if c.head_norm else create_act(parts.act_layer)
 
 
 # -- tables: see `decode_row` for the letters --------------------------------------------------------------------------
