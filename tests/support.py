@@ -35,9 +35,10 @@ def shrink(arch: str) -> dict[str, Any]:
         small["dims"] = tuple(16 + 8 * i for i in range(len(config.dims)))
     if "depth" in names and "w0" not in names:  # of a RegNet it decides the number of stages
         small["depth"] = min(config.depth, 3)
-    if "embed_dim" in names and isinstance(config.embed_dim, int):
+    mixer = "num_blocks" in names and "img_size" in names  # of these the judge takes no other depths and widths
+    if "embed_dim" in names and isinstance(config.embed_dim, int) and not mixer:
         small |= narrow(config)
-    if getattr(config, "mlp_layer", "") in ("GluMlp", "SwiGLUPacked"):
+    if not mixer and getattr(config, "mlp_layer", "") in ("GluMlp", "SwiGLUPacked"):
         small["mlp_ratio"] = 4.0  # a hidden width that splits in halves
     if config.__class__.__module__.endswith("vgg"):
         small["mlp_ratio"] = 1 / 64  # nearly all its parameters are in the hidden layer of the head

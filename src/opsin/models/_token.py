@@ -14,7 +14,7 @@ from opsin.layers.pos_embed import resample_abs_pos_embed
 from opsin.models._chain import run_stage
 from opsin.models._model import Model
 
-__all__ = ["POOLS", "TokenModel", "global_pool_nlc"]
+__all__ = ["POOLS", "PatchModel", "TokenModel", "global_pool_nlc", "resize_input"]
 
 POOLS = ("", "avg", "avgmax", "max", "token", "map")
 
@@ -42,17 +42,32 @@ def global_pool_nlc(
     raise UnknownArgumentError(f"no global pooling {pool_type!r} of tokens.{near} Known: token, avg, max, avgmax, ''")
 
 
-class TokenModel(Model):
+class PatchModel(Model):
+    """A model whose levels are patches `(B, h * w, C)`, row by row, as its `patch_embed` cut them."""
+
+    layout: ClassVar[str] = "NLC"
+    patch_embed: Any  # PatchEmbed, or one of the user's with its methods
+
+    def check_output_fmt(self, output_fmt: str) -> None:
+        if output_fmt not in ("NCHW", "NHWC", "NLC"):
+            raise UnknownArgumentError(f"output_fmt is NCHW, NHWC or NLC for {type(self).__name__}, not {output_fmt!r}")
+
+    def as_map(self, x: Tensor, image_size: tuple[int, int], output_fmt: str = "NCHW") -> Tensor:
+        if output_fmt == "NLC":
+            return x
+        x = x.unflatten(1, self.patch_embed.dynamic_feat_size(image_size))
+        return x if output_fmt == "NHWC" else x.permute(0, 3, 1, 2).contiguous()
+
+
+class TokenModel(PatchModel):
     """A model whose chain carries `(B, N, C)` tokens: `num_prefix_tokens` of its own, then the patches row by row.
 
     A family creates `patch_embed` and has `embed` as the first link of its chain, then one level a block.
     """
 
-    layout: ClassVar[str] = "NLC"
     first_conv: ClassVar[str | tuple[str, ...]] = "patch_embed.proj"
     classifier_path: ClassVar[str | tuple[str, ...]] = "head"
 
-    patch_embed: Any  # PatchEmbed, or one of the user's with its methods
     pos_embed: nn.Parameter | None
     num_prefix_tokens: int
     no_embed_class: bool = False  # the position embedding has no entries for prefix tokens
@@ -123,36 +138,34 @@ class TokenModel(Model):
             attn_mask=attn_mask,
         )
 
-    def check_output_fmt(self, output_fmt: str) -> None:
-        if output_fmt not in ("NCHW", "NHWC", "NLC"):
-            raise UnknownArgumentError(f"output_fmt is NCHW, NHWC or NLC for {type(self).__name__}, not {output_fmt!r}")
-
     def as_map(self, x: Tensor, image_size: tuple[int, int], output_fmt: str = "NCHW") -> Tensor:
-        x = x[:, self.num_prefix_tokens :]
-        if output_fmt == "NLC":
-            return x
-        x = x.unflatten(1, self.patch_embed.dynamic_feat_size(image_size))
-        return x if output_fmt == "NHWC" else x.permute(0, 3, 1, 2).contiguous()
+        return super().as_map(x[:, self.num_prefix_tokens :], image_size, output_fmt)
 
     # -- image size ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Make the model take another image size or patch size; kernels and position embeddings are resampled."""
-        old_grid = self.patch_embed.grid_size
-        self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
-        if self.pos_embed is not None:
-            prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-            grid = self.patch_embed.grid_size
-            table = resample_abs_pos_embed(self.pos_embed, grid, old_size=old_grid, num_prefix_tokens=prefix)
-            self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
-        changes: dict[str, Any] = {}
-        if img_size is not None:
-            changes["img_size"] = to_2tuple(img_size)
-        if patch_size is not None:
-            changes["patch_size"] = to_2tuple(patch_size)
-            ratio = self.patch_embed.feat_ratio()
-            self.chain = tuple(s._replace(reduction=ratio) if s.is_level else s for s in self.chain)
-        self.config = replace(self.config, **changes)
+        resize_input(self, img_size, patch_size, 0 if self.no_embed_class else self.num_prefix_tokens)
+
+
+@torch.no_grad()
+def resize_input(
+    model: Any, img_size: int | tuple[int, int] | None, patch_size: int | tuple[int, int] | None, num_prefix: int
+) -> None:
+    """Resample kernels and `pos_embed`, whose first `num_prefix` entries are not for patches; keep chain and config."""
+    old_grid = model.patch_embed.grid_size
+    model.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
+    if model.pos_embed is not None:
+        grid = model.patch_embed.grid_size
+        table = resample_abs_pos_embed(model.pos_embed, grid, old_size=old_grid, num_prefix_tokens=num_prefix)
+        model.pos_embed = nn.Parameter(table, requires_grad=model.pos_embed.requires_grad)
+    changes: dict[str, Any] = {}
+    if img_size is not None:
+        changes["img_size"] = to_2tuple(img_size)
+    if patch_size is not None:
+        changes["patch_size"] = to_2tuple(patch_size)
+        ratio = model.patch_embed.feat_ratio()
+        model.chain = tuple(s._replace(reduction=ratio) if s.is_level else s for s in model.chain)
+    model.config = replace(model.config, **changes)

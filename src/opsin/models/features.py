@@ -307,7 +307,8 @@ def feature_net(
     if feature_cls in ("list", "dict"):
         as_dict = feature_cls == "dict"
         chain = model.chain if isinstance(model, Model) else ()
-        if all(split_method(model, path)[0] for stage in chain for path in stage.run):
+        tokens = getattr(model, "layout", "") == "NLC"  # only the model itself knows how they make a map
+        if not tokens and all(split_method(model, path)[0] for stage in chain for path in stage.run):
             net = FeatureDictNet if as_dict else FeatureListNet
             return net(model, out_indices, flatten_sequential=flatten, **kwargs)
         return FeatureGetterNet(model, out_indices, return_dict=as_dict, **kwargs)  # type: ignore[arg-type]
