@@ -319,6 +319,8 @@ class Model(nn.Module):
         owner = locate(self, parent) if parent else self
         if name in owner._modules:
             del owner._modules[name]
+        elif name in owner._parameters:
+            setattr(owner, name, None)
 
     # -- head ------------------------------------------------------------------------------------------------------
 
