@@ -7,6 +7,7 @@ from torch import nn
 
 import opsin
 from opsin.errors import UnknownArgumentError
+from opsin.inference.optimize import prepare_for_inference, report
 from opsin.layers.reparam import merge_branches
 from opsin.models.ghostnet import GhostNet, adapt
 from opsin.models.repghost import RepGhostNet
@@ -19,27 +20,17 @@ def ghost(**kwargs):
     return GhostNet(**({"cfgs": ROWS, "num_classes": 5} | kwargs))
 
 
-def fuse(module):
-    """Every outermost part that can merge, merged."""
-    for name, child in module.named_children():
-        if hasattr(child, "fuse"):
-            setattr(module, name, child.fuse())
-        else:
-            fuse(child)
-    return module
-
-
 @pytest.mark.parametrize("kind", ["v3", "rep"])
 def test_merging_keeps_the_numbers(kind):
     model = ghost(version="v3") if kind == "v3" else RepGhostNet(cfgs=ROWS, num_classes=5)
     model = randomize(model).eval().double()
     x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    ready = prepare_for_inference(model, example_input=x)
+    assert not [name for name, _ in ready.named_modules() if "rpr" in name or "fusion" in name]
+    assert report(ready).reparameterized > 0
+    assert not report(ready).undone
     with torch.inference_mode():
-        expected = model(x)
-        before = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-        assert relative_error(fuse(model)(x), expected) < 1e-9
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) < before
-    assert not [name for name, _ in model.named_modules() if "rpr" in name or "fusion" in name]
+        assert relative_error(ready(x), model(x)) < 1e-9
 
 
 def test_branches_of_all_kinds_merge_into_one_convolution():

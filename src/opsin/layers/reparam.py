@@ -1,6 +1,7 @@
 """Branches that run side by side in training, as one convolution (https://arxiv.org/abs/2101.03697)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ def merge_branches(branches: Sequence[Branch]) -> nn.Conv2d:
     merged = nn.Conv2d(like.in_channels, like.out_channels, shape, step, pad, groups=like.groups)
     merged.to(device=like.weight.device, dtype=like.weight.dtype)
     merged.weight.copy_(kernel)
-    merged.bias.copy_(bias)
+    merged.bias.copy_(bias)  # type: ignore[union-attr]
     return merged.train(like.training)
 
 
@@ -46,7 +47,7 @@ def _kernel(conv: nn.Conv2d | None, like: nn.Conv2d) -> Tensor:
     return nn.init.dirac_(like.weight.new_empty(shape, dtype=torch.float64), like.groups)
 
 
-def _behind_norm(kernel: Tensor, shift: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _behind_norm(kernel: Tensor, shift: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     mean, var = norm.running_mean.double(), norm.running_var.double()
     scale = norm.weight.double() * torch.rsqrt(var + norm.eps)
     return kernel * scale[:, None, None, None], (shift - mean) * scale + norm.bias.double()

@@ -117,7 +117,7 @@ class BranchedGhostModule(GhostModule):
         small = self.cheap_rpr_scale(first) + self.cheap_rpr_skip(first)
         return first, self.act(sum((branch(first) for branch in self.cheap_rpr_conv), small))
 
-    def fuse(self) -> GhostModule:
+    def reparameterize(self) -> GhostModule:
         """A module without branches that does the same in evaluation."""
         plain = GhostModule.__new__(GhostModule)
         nn.Module.__init__(plain)
@@ -171,11 +171,11 @@ class BranchedGhostBottleneck(GhostBottleneck):
     def depthwise(self, x: Tensor) -> Tensor:
         return sum((branch(x) for branch in self.dw_rpr_conv), self.dw_rpr_scale(x))
 
-    def fuse(self) -> GhostBottleneck:
+    def reparameterize(self) -> GhostBottleneck:
         """A block without branches that does the same in evaluation."""
         plain = GhostBottleneck.__new__(GhostBottleneck)
         nn.Module.__init__(plain)
-        plain.ghost1, plain.ghost2 = self.ghost1.fuse(), self.ghost2.fuse()  # type: ignore[operator]
+        plain.ghost1, plain.ghost2 = self.ghost1.reparameterize(), self.ghost2.reparameterize()  # type: ignore[operator]
         plain.strides, plain.se, plain.shortcut = self.strides, self.se, self.shortcut
         if self.strides:
             parts: list[Any] = [*self.dw_rpr_conv, self.dw_rpr_scale]

@@ -53,7 +53,7 @@ class RepGhostModule(nn.Module):
             out = out + norm(x)
         return self.relu(out)
 
-    def fuse(self) -> nn.Sequential:
+    def reparameterize(self) -> nn.Sequential:
         """Three layers that do the same in evaluation."""
         branches: list[Any] = [tuple(self.cheap_operation), *((None, norm) for norm in self.fusion_bn)]
         return nn.Sequential(self.primary_conv, merge_branches(branches), self.relu).train(self.training)
