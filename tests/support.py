@@ -29,12 +29,16 @@ def shrink(arch: str) -> dict[str, Any]:
     fixed = getattr(config, "pruned", "") or arch.endswith("_bit")  # the judge takes no depths for the BiT ones
     if "layers" in names and isinstance(config.layers, tuple) and not fixed:
         small["layers"] = tuple(min(layers, 2) for layers in config.layers)
+    for name in ("block_config", "k_sec"):  # layers per block of a DenseNet, blocks per stage of a DPN
+        if name in names:
+            small[name] = tuple(min(count, 2) for count in getattr(config, name))
     if "depths" in names:
         small["depths"] = tuple(min(depth, 2) for depth in config.depths)
     if "dims" in names:
         small["dims"] = tuple(16 + 8 * i for i in range(len(config.dims)))
     if "depth" in names and "w0" not in names:  # of a RegNet it decides the number of stages
-        small["depth"] = min(config.depth, 3)
+        deep = config.depth
+        small["depth"] = tuple(min(d, 2) for d in deep) if isinstance(deep, tuple) else min(deep, 3)
     mixer = "num_blocks" in names and "img_size" in names  # of these the judge takes no other depths and widths
     if "embed_dim" in names and isinstance(config.embed_dim, int) and not mixer:
         small |= narrow(config)
@@ -42,6 +46,8 @@ def shrink(arch: str) -> dict[str, Any]:
         small["mlp_ratio"] = 4.0  # a hidden width that splits in halves
     if config.__class__.__module__.endswith("vgg"):
         small["mlp_ratio"] = 1 / 64  # nearly all its parameters are in the hidden layer of the head
+    if "channel_multiplier" in names:  # NASNet, whose widths follow from that of the last map
+        small |= {"stem_size": 8, "num_features": 192}
     if "img_size" in names:
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         scale = 8 if "depths" in names else 1  # stages halve the map
