@@ -97,10 +97,9 @@ class DualPathBlock(nn.Module):
         return torch.cat((old[:, : self.res_chs] + added, old[:, self.res_chs :], appended), 1)
 
 
-class DPN(Model):
+class DPN(Model, config=Config):
     """Stem, four stages of dual path blocks, closing norm, pooled head that is a 1x1 convolution."""
 
-    Config = Config
     positional = ("k_sec", "inc_sec", "k_r", "groups", "num_classes", "in_chans")
     classifier_path = "classifier"
     first_conv = "features.conv1_1.conv"

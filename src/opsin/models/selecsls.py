@@ -50,10 +50,9 @@ class SelecSlsBlock(nn.Module):
         return self.conv6(torch.cat((first, second, third) if skip is None else (first, second, third, skip), 1))
 
 
-class SelecSls(Model):
+class SelecSls(Model, config=Config):
     """Strided convolution, three stages of blocks, four convolutions, pooled linear head."""
 
-    Config = Config
     first_conv = "stem.0"
 
     def build(self, c: Config) -> None:

@@ -107,10 +107,9 @@ class OsaStage(nn.Module):
         return self.blocks(self.pool(x))
 
 
-class VovNet(Model):
+class VovNet(Model, config=Config):
     """Three stem convolutions, four stages of one-shot aggregation, pooled linear head."""
 
-    Config = Config
     classifier_path = "head.fc"
     first_conv = "stem.0.conv"
 
