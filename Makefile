@@ -27,8 +27,9 @@ help:
 demo: .venv/demo
 	$(BIN)/opsin demo
 
+# one thread a process: two processes on two cores
 test: .venv/test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: .venv/test
 	$(BIN)/ruff format --check .
@@ -40,7 +41,7 @@ format: .venv/test
 	$(BIN)/ruff check --fix .
 
 family: tables
-	$(BIN)/python -m pytest tests --family $(NAME) --durations=3
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --family $(NAME) --durations=3
 
 tables: .venv/test
 	$(BIN)/python tools/build_index.py
