@@ -30,6 +30,7 @@ from opsin.layers.pos_embed import (
     resample_patch_embed,
     resize_rel_pos_bias_table,
 )
+from opsin.layers.rel_pos_bias import RelPosTable, relative_position_index
 from opsin.layers.weight_init import lecun_normal_, skip_init, trunc_normal_, variance_scaling_
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "PatchDropout",
     "PatchEmbed",
     "QuickGELU",
+    "RelPosTable",
     "RmsNorm",
     "RmsNorm2d",
     "SEModule",
@@ -70,6 +72,7 @@ __all__ = [
     "get_norm_layer",
     "lecun_normal_",
     "make_divisible",
+    "relative_position_index",
     "resample_abs_pos_embed",
     "resample_abs_pos_embed_nhwc",
     "resample_patch_embed",

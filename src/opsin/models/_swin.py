@@ -20,7 +20,7 @@ from opsin.models._config import ModelConfig
 from opsin.models._model import Model
 from opsin.models._vit_blocks import by_name
 
-__all__ = ["PatchMerging", "SwinConfig", "SwinModel", "WindowBlock", "adapt", "per_stage", "relative_position_index"]
+__all__ = ["PatchMerging", "SwinConfig", "SwinModel", "WindowBlock", "adapt", "per_stage"]
 
 Size = tuple[int, int]
 WindowSpec = int | tuple[int, ...] | tuple[tuple[int, int], ...]
@@ -62,14 +62,6 @@ def stage_windows(window_size: Any, count: int) -> tuple[Size, ...]:
 def per_stage(value: Any, stage: int) -> Any:
     """The value of one stage, of a figure for all or one per stage."""
     return value[stage] if isinstance(value, tuple | list) else value
-
-
-def relative_position_index(window: Size) -> Tensor:
-    """For each pair of positions in a window (N, N) the row of a table with all (2h - 1) * (2w - 1) offsets."""
-    height, width = window
-    y, x = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
-    dy, dx = y[:, None] - y[None] + height - 1, x[:, None] - x[None] + width - 1
-    return dy * (2 * width - 1) + dx
 
 
 def partition(x: Tensor, window: Size) -> Tensor:

@@ -4,17 +4,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError
 from opsin.layers.drop import DropPath
 from opsin.layers.mlp import Mlp
-from opsin.layers.pos_embed import resize_rel_pos_bias_table
+from opsin.layers.rel_pos_bias import RelPosTable
 from opsin.layers.weight_init import trunc_normal_
 from opsin.models._family import Family
-from opsin.models._swin import Size, SwinConfig, SwinModel, WindowBlock, adapt, per_stage, relative_position_index
+from opsin.models._swin import Size, SwinConfig, SwinModel, WindowBlock, adapt, per_stage
 from opsin.models._vit_init import INITIALISERS
 
 __all__ = ["Config", "SwinBlock", "SwinTransformer", "WindowAttention"]
@@ -26,21 +25,17 @@ class Config(SwinConfig):
     weight_init: str = ""  # "", jax, jax_nlhb (head bias -log(classes)), moco, reset (torch's defaults) or skip
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(RelPosTable):
     """Self-attention over `(windows, N, dim)` with a learned bias for each head and each offset of two positions."""
-
-    relative_position_index: Tensor
 
     def __init__(
         self, dim: int, num_heads: int, window_size: Size, *, head_dim: int | None = None, qkv_bias: bool = True,
         attn_drop: float = 0.0, proj_drop: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.num_heads, self.window_size = num_heads, window_size
+        self.num_heads = num_heads
         inner = num_heads * (head_dim or dim // num_heads)
-        offsets = (2 * window_size[0] - 1) * (2 * window_size[1] - 1)
-        self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, num_heads))
-        self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
+        self.init_table(window_size, num_heads)
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(inner, dim)
@@ -50,27 +45,10 @@ class WindowAttention(nn.Module):
     def reset_parameters(self) -> None:
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def reset_buffers(self) -> None:
-        """Compute the index again."""
-        index = relative_position_index(self.window_size)
-        self.relative_position_index = index.to(self.relative_position_bias_table.device)
-
-    def set_window_size(self, window_size: Size) -> None:
-        """Another window: the biases are resampled."""
-        if window_size == self.window_size:
-            return
-        table = self.relative_position_bias_table
-        new = resize_rel_pos_bias_table(
-            table.detach(), window_size, old_window_size=self.window_size, interpolation="geometric"
-        )
-        self.window_size = window_size
-        self.relative_position_bias_table = nn.Parameter(new, requires_grad=table.requires_grad)
-        self.reset_buffers()
-
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         count, area, _ = x.shape
         q, k, v = self.qkv(x).reshape(count, area, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
+        bias = self.position_bias()
         if mask is not None:  # all windows of an image, then the next image
             bias = (bias + mask[:, None]).repeat(count // mask.shape[0], 1, 1, 1)
         drop = self.attn_drop.p if self.training else 0.0

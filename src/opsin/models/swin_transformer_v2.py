@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from opsin.layers.drop import DropPath
 from opsin.layers.mlp import Mlp
+from opsin.layers.rel_pos_bias import relative_position_index
 from opsin.models._family import Family
-from opsin.models._swin import Size, SwinConfig, SwinModel, WindowBlock, adapt, relative_position_index
+from opsin.models._swin import Size, SwinConfig, SwinModel, WindowBlock, adapt
 from opsin.models._vit_init import init_plain
 
 __all__ = ["Config", "SwinTransformerV2", "SwinTransformerV2Block", "WindowAttention"]
