@@ -21,8 +21,11 @@ def smallest(family: str) -> str:
     return min((n for n, f in MODELS.items() if f == family), key=lambda n: catalog.model_facts(n).params)
 
 
-def shrink(arch: str) -> dict[str, Any]:
-    """Arguments that keep an architecture's path through the code but make it small and quick."""
+def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
+    """Arguments that keep an architecture's path through the code but make it small and quick.
+
+    With `judged` only those that the judge takes as well.
+    """
     config = find_family(arch).variants[arch]
     names = config.names()
     small: dict[str, Any] = {}
@@ -46,10 +49,13 @@ def shrink(arch: str) -> dict[str, Any]:
         small["mlp_ratio"] = 4.0  # a hidden width that splits in halves
     if config.__class__.__module__.endswith("vgg"):
         small["mlp_ratio"] = 1 / 64  # nearly all its parameters are in the hidden layer of the head
-    if "channel_multiplier" in names:  # NASNet, whose widths follow from that of the last map
+    if config.__class__.__module__.endswith(".nasnet"):  # its widths follow from that of the last map
         small |= {"stem_size": 8, "num_features": 192}
+    if arch.startswith("pnasnet") and not judged:
+        small |= {"stem_size": 8, "num_features": 160}
     if "img_size" in names:
-        patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+        patch = getattr(config, "patch_size", 32)
+        patch = patch if isinstance(patch, int) else patch[0]
         scale = 8 if "depths" in names else 1  # stages halve the map
         small["img_size"] = (4 * scale * patch, 5 * scale * patch)
     return small

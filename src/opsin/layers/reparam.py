@@ -37,7 +37,7 @@ def merge_branches(branches: Sequence[Branch]) -> nn.Conv2d:
     merged.to(device=like.weight.device, dtype=like.weight.dtype)
     merged.weight.copy_(kernel)
     merged.bias.copy_(bias)  # type: ignore[union-attr]
-    return merged.train(like.training)
+    return merged.train(like.training).requires_grad_(like.weight.requires_grad)
 
 
 def _kernel(conv: nn.Conv2d | None, like: nn.Conv2d) -> Tensor:

@@ -151,7 +151,7 @@ class RepVitClassifier(nn.Module):
         merged = nn.Linear(like.in_features, like.out_features).to(device=like.weight.device, dtype=like.weight.dtype)
         merged.weight.copy_(torch.stack([weight for weight, _ in heads]).mean(0))
         merged.bias.copy_(torch.stack([bias for _, bias in heads]).mean(0))
-        return merged.train(self.training)
+        return merged.train(self.training).requires_grad_(like.weight.requires_grad)
 
 
 class RepVit(Model, config=Config):
