@@ -11,7 +11,7 @@ help:
 	@echo "make check   format, lint and types"
 	@echo "make format  put the code into shape"
 	@echo "make family NAME=resnet   check one family: keys, numbers, contract"
-	@echo "make tables  write the generated index again"
+	@echo "make tables  write the generated index and the table of capabilities again"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -40,11 +40,13 @@ format: .venv/test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-family: tables
+family: .venv/test
+	$(BIN)/python tools/build_index.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --family $(NAME) --durations=3
 
 tables: .venv/test
 	$(BIN)/python tools/build_index.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_contract.py --capabilities
 
 clean:
 	rm -rf .venv build dist

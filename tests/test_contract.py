@@ -7,6 +7,8 @@ import torch
 from support import FAMILIES, build, config_args, image_size, images, randomize, relative_error, shrink, smallest
 from torch import nn
 
+import opsin
+from opsin.errors import WeightsError
 from opsin.models._chain import locate
 from opsin.models._model import Model
 from opsin.models._registry import find_family
@@ -18,6 +20,12 @@ pytestmark = pytest.mark.parametrize("family", FAMILIES)
 def loss(out):
     """A number that depends on all outputs; distilled models give two while they train."""
     return sum(o.square().sum() for o in out) if isinstance(out, tuple) else out.square().sum()
+
+
+def classifiers(model):
+    """The classifier, or all of them where there are several."""
+    found = model.get_classifier()
+    return found if isinstance(found, tuple) else (found,)
 
 
 def test_forward_in_train_and_eval(family):
@@ -51,7 +59,7 @@ def test_input_channels(family, in_chans):
 def test_no_classes(family):
     model = build(family, num_classes=0).eval()
     assert model(images(family)).shape == (2, model.head_hidden_size)
-    assert isinstance(model.get_classifier(), nn.Identity)
+    assert all(isinstance(part, nn.Identity) for part in classifiers(model))
 
 
 def test_head_reset(family):
@@ -196,6 +204,37 @@ def test_exports(family):
         assert relative_error(program.module()(x), model(x)) < 1e-4
 
 
+def test_image_sizes(family, record_property):
+    """Weights of one image size serve another; a family that cannot says so with the shapes."""
+    arch, side = smallest(family), image_size(smallest(family))[0]
+    of_size = (lambda s: {"img_size": (s, s)}) if "img_size" in shrink(arch) else (lambda s: {})
+    source = randomize(build(family, **of_size(side))).eval()
+    small, large = (torch.nn.functional.interpolate(images(family), size=(s, s)) for s in (side, 2 * side))
+    try:
+        model = opsin.create_model(arch, pretrained=source.state_dict(), **(shrink(arch) | of_size(2 * side))).eval()
+    except WeightsError:
+        record_property("capable", False)
+        with pytest.raises(WeightsError, match="of another shape"):
+            opsin.create_model(arch, pretrained=source.state_dict(), **(shrink(arch) | of_size(2 * side)))
+        return
+    assert torch.isfinite(model(large)).all()
+    maps = [m.forward_intermediates(x, 1, intermediates_only=True)[0] for m, x in ((model, large), (source, small))]
+    assert maps[0].shape[2] > maps[1].shape[2]
+    assert not torch.equal(model(large), source(small))
+
+
+def test_prepared_for_inference(family):
+    x = images(family)
+    model = randomize(build(family)).eval()
+    prepared = opsin.prepare_for_inference(model, example_input=images(family, seed=2))
+    with torch.inference_mode():
+        assert relative_error(prepared(x), model(x)) < 2e-5
+        for a, b in zip(prepared.forward_intermediates(x)[1], model.forward_intermediates(x)[1], strict=True):
+            assert relative_error(a, b) < 2e-5
+    assert not any(p.requires_grad for p in prepared.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_state_dict_round_trip(family):
     x = images(family)
     source = randomize(build(family)).eval()
@@ -231,7 +270,7 @@ def test_freezing(family):
         if name.startswith(tuple(f"{f}." for f in model.frozen)):
             assert torch.equal(value, before[name]), name
     model.freeze_stages(None)
-    classifier = {id(p) for p in model.get_classifier().parameters()}
+    classifier = {id(p) for part in classifiers(model) for p in part.parameters()}
     left = [n for n, p in model.named_parameters() if p.requires_grad]
     assert {id(p) for p in model.parameters() if p.requires_grad} >= classifier
     assert len(left) < len(list(model.parameters()))
