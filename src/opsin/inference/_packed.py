@@ -1,4 +1,4 @@
-"""Convolutions and linear layers whose weights lie in oneDNN's own layout, with the activation computed in the same pass.
+"""Convolutions and linear layers whose weights lie in oneDNN's own layout, the activation computed in the same pass.
 
 torch rearranges a weight at every call; for one image that costs as much as some layers. Here it is done once. This
 holds for float32 on the CPU without gradients; in every other case (another device or type, autocast, gradients,

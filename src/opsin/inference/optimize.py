@@ -103,7 +103,7 @@ def prepare_for_inference(
     if channels_last is None:
         channels_last = convs > 1 and (device == "cpu" or dtype in (torch.float16, torch.bfloat16))
     if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
         done.channels_last = True
     if pack is None:
         pack = can_pack() and device == "cpu" and dtype == torch.float32
@@ -111,6 +111,7 @@ def prepare_for_inference(
         raise OpsinError("pack=True needs a build of torch with oneDNN; leave pack out to do without")
     if pack:
         bench.step("packing weights", lambda: _pack(bench))
+    model.eval().requires_grad_(False)  # parts that a step has made as well
     done.error = bench.error()
     if tune_allocator:
         done.allocator = keep_freed_memory()
@@ -139,14 +140,15 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    applied = [mallopt(name, value) == 1 for name, value in settings]
+    return all(applied)
 
 
 # -- trying and undoing ------------------------------------------------------------------------------------------------
 
 
 class Bench:
-    """The model on its example: runs a step, compares the outputs with the first ones, takes the step back if need be."""
+    """The model on its example: runs a step, compares the outputs with the first ones, takes it back if they moved."""
 
     def __init__(self, model: nn.Module, x: Tensor, done: Report) -> None:
         self.model, self.x, self.done = model, x, done
@@ -186,9 +188,7 @@ class Bench:
         """Run one step, which replaces modules and says what to put into the report."""
         self.replaced = []
         figures = act()
-        if not self.replaced:
-            return
-        error = self.error()
+        error = self.error() if self.replaced else 0.0
         if error <= self.tolerance:
             vars(self.done).update(figures)
             return
@@ -216,7 +216,8 @@ def _example(model: nn.Module) -> Tensor:
 
 def _reparameterize(bench: Bench) -> dict[str, Any]:
     """Merge the branches of every module that has a `reparameterize()`: in place, or into the module it returns."""
-    found = [m for m in bench.model.modules() if callable(getattr(m, "reparameterize", None)) and m is not bench.model]
+    modules: list[Any] = list(bench.model.modules())[1:]
+    found = [m for m in modules if callable(getattr(m, "reparameterize", None))]
     for module in found:
         merged = copy.deepcopy(module)
         bench.replace(module, merged.reparameterize() or merged)
@@ -238,14 +239,14 @@ def _links(bench: Bench) -> Links:
 
 
 def _fold(bench: Bench) -> dict[str, Any]:
-    norms = {m: name for name, m in bench.model.named_modules() if type(m) in NORMS}
+    norms: dict[Any, str] = {m: name for name, m in bench.model.named_modules() if type(m) in NORMS}
     if not norms:
         return {}
-    before = {reader: module for module, reader in _links(bench).items() if reader in norms}
+    convs = {n: m for m, n in _links(bench).items() if n in norms and type(m) in (nn.Conv2d, Conv2dSame)}
     kept = []
     for norm, name in norms.items():
-        conv = before.get(norm)
-        if type(conv) not in (nn.Conv2d, Conv2dSame) or norm.running_mean is None:
+        conv: Any = convs.get(norm)
+        if conv is None or norm.running_mean is None:
             kept.append(name)
             continue
         bench.replace(conv, fold_batch_norm(conv, norm))
@@ -253,17 +254,17 @@ def _fold(bench: Bench) -> dict[str, Any]:
     return {"folded": len(norms) - len(kept), "kept_norms": kept}
 
 
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+def fold_batch_norm(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     """A convolution that does what `conv` and the batch norm behind it do in evaluation."""
-    mean, var = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator,union-attr]
+    mean, var = norm.running_mean.double(), norm.running_var.double()
     scale = torch.rsqrt(var + norm.eps)
     if norm.weight is not None:
-        scale = scale * norm.weight.double()  # type: ignore[operator]
+        scale = scale * norm.weight.double()
     shift = -mean * scale
     if conv.bias is not None:
         shift = shift + conv.bias.double() * scale
     if norm.bias is not None:
-        shift = shift + norm.bias.double()  # type: ignore[operator]
+        shift = shift + norm.bias.double()
     folded = copy.copy(conv)  # shares nothing that is changed below
     folded._parameters = dict(conv._parameters)
     weight = conv.weight.double() * scale[:, None, None, None]
@@ -275,14 +276,15 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
 def _pack(bench: Bench) -> dict[str, Any]:
     links = _links(bench)
     packed = fused = 0
-    for layer in list(bench.model.modules()):
+    layers: list[Any] = list(bench.model.modules())
+    for layer in layers:
         linear = type(layer) is nn.Linear
         if not linear and not PackedConv2d.takes(layer):
             continue
         act = links.get(layer)
         act = act if act is not None and fusable(act) else None
-        bench.replace(layer, PackedLinear(layer, act) if linear else PackedConv2d(layer, act))
         if act is not None:
             bench.replace(act, nn.Identity())
+        bench.replace(layer, PackedLinear(layer, act) if linear else PackedConv2d(layer, act))
         packed, fused = packed + 1, fused + (act is not None)
     return {"packed": packed, "fused_acts": fused}
