@@ -30,6 +30,7 @@ def test_sizes_follow_from_few_figures():
     assert [row["num_chs"] for row in model.feature_info] == [8, 4, 72, 216, 648]
     assert model.forward_features(images("nasnet")).shape[1] == model.num_features == 648
     assert model.conv0.conv.out_channels == 8
+    assert [row["num_chs"] for row in build("pnasnet").feature_info] == [8, 10, 40, 80, 160]
     with pytest.raises(ValueError, match="3 channels"):
         build("nasnet", channel_multiplier=3, num_features=6 * 9 * 9)
     with pytest.raises(UnknownArgumentError, match="pad_type"):

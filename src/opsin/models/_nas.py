@@ -32,6 +32,7 @@ class NasConfig(ModelConfig):
     """`pad_type` "same" pads strided windows as TensorFlow does, "" symmetrically."""
 
     pad_type: str = "same"
+    stem_size: int = 96  # channels of the first convolution
 
 
 class AvgPool2dSame(nn.AvgPool2d):

@@ -14,7 +14,6 @@ __all__ = ["Config", "NASNetALarge", "NASNetCell"]
 class Config(NasConfig):
     """`num_features` is the width of the last map; those of all cells follow from it."""
 
-    stem_size: int = 96
     channel_multiplier: int = 2  # of the cells' width, each time the size halves
     num_features: int = 4032
 

@@ -20,7 +20,9 @@ TABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config(NasConfig):
-    """Nothing but what NASNet has as well."""
+    """`num_features` is the width of the last map; those of all cells follow from it."""
+
+    num_features: int = 4320
 
 
 class FactorizedReduction(Halving):
@@ -56,9 +58,10 @@ class PNASNet5Large(NasModel, config=Config):
     first_conv = "conv_0.conv"
 
     def build(self, c: Config) -> None:
-        plan = [("cell_stem_0", 54, 2), ("cell_stem_1", 108, 2)]
-        plan += [(f"cell_{i}", 216 * 2 ** (i // 4), 2 if i in (4, 8) else 1) for i in range(12)]
-        self.assemble(c, PNASNetCell, "conv_0", 96, plan)
+        chs = c.num_features // 20  # the last cells are four times as wide, and put five maps together
+        plan = [("cell_stem_0", chs // 4, 2), ("cell_stem_1", chs // 2, 2)]
+        plan += [(f"cell_{i}", chs * 2 ** (i // 4), 2 if i in (4, 8) else 1) for i in range(12)]
+        self.assemble(c, PNASNetCell, "conv_0", c.stem_size, plan)
 
 
 VARIANTS = {"pnasnet5large": Config()}
