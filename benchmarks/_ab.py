@@ -2,11 +2,13 @@
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Row", "compare", "markdown", "pin"]
+__all__ = ["Row", "Worker", "compare", "markdown", "pin"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,40 @@ def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+LOOP = """
+import sys, time
+for _ in sys.stdin:
+    start = time.perf_counter()
+    call()
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+class Worker:
+    """A process of its own for one side, for what is set for a whole process. Called, it runs `call` once: seconds.
+
+    `code` defines `call` and gets `args` as `sys.argv[1:]`.
+    """
+
+    def __init__(self, code: str, *args: object) -> None:
+        command = [sys.executable, "-c", code + LOOP, *map(str, args)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def compare(

@@ -218,7 +218,7 @@ def _reparameterize(bench: Bench) -> dict[str, Any]:
     """Merge the branches of every module that has a `reparameterize()`: in place, or into the module it returns."""
     modules: list[Any] = list(bench.model.modules())[1:]
     found = [m for m in modules if callable(getattr(m, "reparameterize", None))]
-    for module in found:
+    for module in reversed(found):  # from the inside out
         merged = copy.deepcopy(module)
         bench.replace(module, merged.reparameterize() or merged)
     return {"reparameterized": len(found)}
