@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.layers.act import create_act
-from opsin.layers.norm import get_norm_layer
-from opsin.layers.norm import LayerNorm2d
+from opsin.layers.norm import LayerNorm2d, get_norm_layer
 
 __all__ = ["EcaModule", "EffectiveSEModule", "GlobalContext", "SEModule", "create_attn", "make_divisible"]
 

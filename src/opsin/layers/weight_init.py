@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["lecun_normal_", "skip_init", "trunc_normal_", "variance_scaling_"]
+__all__ = ["init_conv_net_", "lecun_normal_", "skip_init", "trunc_normal_", "variance_scaling_"]
 
 _LEAVES = (nn.Linear, nn.modules.conv._ConvNd, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding)
 _lock = threading.Lock()
@@ -89,3 +89,19 @@ def variance_scaling_(tensor: Tensor, scale: float = 1.0, mode: str = "fan_in", 
 def lecun_normal_(tensor: Tensor) -> Tensor:
     """Truncated normal with variance 1 / fan_in, the default of JAX layers."""
     return variance_scaling_(tensor, distribution="truncated_normal")
+
+
+def init_conv_net_(module: nn.Module) -> bool:
+    """What most convolutional networks start from: He's normal by fan-out, a small normal for the classifier, no bias.
+
+    False for other modules, which keep their own default (https://arxiv.org/abs/1502.01852).
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+    else:
+        return False
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return True

@@ -25,7 +25,9 @@ class Stage(NamedTuple):
     any_depth: bool = False  # a closing norm that fits behind every level, so it stays when late stages are pruned
     checkpoint: bool = True  # worth recomputing in the backward pass; False for stems
     item: int | None = None  # which of several maps that leave it is the level; None where one map leaves it
-    trim: int = 0  # image pixels lost at the borders to windows without padding: size = ceil((image - trim) / reduction)
+    trim: int = (
+        0  # image pixels lost at the borders to windows without padding: size = ceil((image - trim) / reduction)
+    )
 
     @property
     def name(self) -> str:

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin.layers import SelectAdaptivePool2d
 from opsin.layers.conv_norm_act import ConvNormAct
 from opsin.layers.norm_act import get_norm_act_layer
 from opsin.models._chain import locate
@@ -86,14 +85,6 @@ class Branches(nn.Module):
 
 class InceptionNet(Model, config=InceptionConfig):
     """Pooled linear head, and the initial values, of all Inception networks."""
-
-    def build_head(self, c: Any) -> None:
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        if c.num_classes and not c.global_pool:
-            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        width = self.num_features * self.global_pool.feat_mult
-        classifier = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
-        self.add_module(str(self.classifier_path), classifier)
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if not isinstance(module, nn.Conv2d):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError
+from opsin.layers.pool import SelectAdaptivePool2d
 from opsin.layers.weight_init import skip_init
 from opsin.models._chain import Stage, locate, normalize_indices, run_stage, split_blocks, to_map
 from opsin.models._config import ModelConfig
@@ -355,8 +356,16 @@ class Model(nn.Module):
         self.reset_classifier(0, "")
 
     def build_head(self, config: Any) -> None:
-        """Create pooling and classifier for `config.num_classes` and `config.global_pool`."""
-        raise NotImplementedError(f"{type(self).__name__} must define build_head(config)")
+        """Create pooling and classifier for `config.num_classes` and `config.global_pool`.
+
+        Here: `global_pool`, and a linear layer by the name in `classifier_path`. Other heads are built by their family.
+        """
+        if config.num_classes and not config.global_pool:
+            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
+        self.global_pool = SelectAdaptivePool2d(config.global_pool, input_fmt=self.layout)
+        width = self.num_features * self.global_pool.feat_mult
+        linear = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
+        setattr(self, str(self.classifier_path), linear)
 
     @property
     def default_cfg(self) -> dict[str, Any]:

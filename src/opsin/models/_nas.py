@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from opsin.layers import SelectAdaptivePool2d
 from opsin.layers.conv import create_conv2d, pad_same
 from opsin.layers.conv_norm_act import ConvNormAct
 from opsin.layers.pool import MaxPool2dSame
@@ -207,13 +206,6 @@ class NasModel(Model, config=NasConfig):
     @staticmethod
     def level(cells: list[str], chs: int, stride: int, name: str) -> Stage:
         return Stage(tuple(f"{cell}.step" for cell in cells), chs, stride, name, params=tuple(cells), item=0, trim=2)
-
-    def build_head(self, c: Any) -> None:
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        if c.num_classes and not c.global_pool:
-            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        width = self.num_features * self.global_pool.feat_mult
-        self.last_linear = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError
-from opsin.layers import ClassifierHead, DropPath, create_act, create_attn, drop_path_rates
+from opsin.layers import DropPath, create_act, create_attn, drop_path_rates
 from opsin.layers.conv_norm_act import ConvNormAct
+from opsin.layers.weight_init import init_conv_net_
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
-from opsin.models._model import Model
+from opsin.models._headed import HeadedModel
 
 __all__ = ["BottleneckBlock", "Config", "CrossStage", "CrossStage3", "CspNet", "DarkBlock", "DarkStage", "EdgeBlock"]
 
@@ -210,10 +211,9 @@ def check(c: Config) -> None:
         )
 
 
-class CspNet(Model, config=Config):
+class CspNet(HeadedModel, config=Config):
     """Convolutional stem, stages of one kind, pooled linear head."""
 
-    classifier_path = "head.fc"
     first_conv = "stem.conv1.conv"
 
     def build(self, c: Config) -> None:
@@ -253,25 +253,8 @@ class CspNet(Model, config=Config):
         names = tuple(f"stem.conv{i + 1}" for i in range(len(c.stem_chs)))
         return Stage(names, width, c.stem_stride // (2 if c.stem_pool else 1), checkpoint=False)
 
-    def build_head(self, c: Config) -> None:
-        if hasattr(self, "head"):
-            self.head.reset(c.num_classes, c.global_pool)
-        else:
-            self.head = ClassifierHead(self.num_features, c.num_classes, pool_type=c.global_pool, drop_rate=c.drop_rate)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
-
     def init_module(self, module: nn.Module, name: str) -> bool:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-        else:
-            return False
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-        return True
+        return init_conv_net_(module)
 
     def init_last(self) -> None:
         if self.config.zero_init_last:

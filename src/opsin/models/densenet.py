@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from opsin.layers import SelectAdaptivePool2d, create_aa
+from opsin.layers import create_aa
 from opsin.layers.norm_act import get_norm_act_layer
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
@@ -122,13 +122,6 @@ class DenseNet(Model, config=Config):
             pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), create_aa(c.aa_layer, width))
         self.features.add_module("pool0", pool)
         return names
-
-    def build_head(self, c: Config) -> None:
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        if c.num_classes and not c.global_pool:
-            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        width = self.num_features * self.global_pool.feat_mult
-        self.classifier = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):

@@ -11,7 +11,6 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin.layers import SelectAdaptivePool2d
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
@@ -165,13 +164,6 @@ class HighResolutionNet(Model, config=Config):
         )
         self.downsamp_modules = Merge(conv_norm(a, b, stride=2, bias=c.head_conv_bias) for a, b in pairwise(HEAD_CHS))
         self.final_layer = conv_norm(HEAD_CHS[-1], 2048, 1, bias=c.head_conv_bias)
-
-    def build_head(self, c: Config) -> None:
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        if c.num_classes and not c.global_pool:
-            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        width = self.num_features * self.global_pool.feat_mult
-        self.classifier = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):

@@ -20,7 +20,7 @@ from opsin.layers.std_conv import ScaledStdConv2d
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
-from opsin.models._model import Model
+from opsin.models._headed import HeadedModel
 
 __all__ = ["Config", "NormFreeBlock", "NormFreeNet"]
 
@@ -187,10 +187,9 @@ def build_stem(c: Config, width: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(parts), level
 
 
-class NormFreeNet(Model, config=Config):
+class NormFreeNet(HeadedModel, config=Config):
     """Stem, stages of norm-free blocks, closing convolution, pooled linear head."""
 
-    classifier_path = "head.fc"
     first_conv = "stem.conv1"
 
     head: ClassifierHead
@@ -238,16 +237,6 @@ class NormFreeNet(Model, config=Config):
         self.chain = (*chain, Stage(("final_act",)))
         self.head_hidden_size = self.num_features
         self.build_head(c)
-
-    def build_head(self, c: Config) -> None:
-        if hasattr(self, "head"):
-            self.head.reset(c.num_classes, c.global_pool)
-        else:
-            args: dict[str, Any] = {"pool_type": c.global_pool, "drop_rate": c.drop_rate}
-            self.head = ClassifierHead(self.num_features, c.num_classes, **args)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Linear):

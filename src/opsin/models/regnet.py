@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError
 from opsin.layers import (
-    ClassifierHead,
     DropPath,
     SEModule,
     create_act,
@@ -29,7 +28,7 @@ from opsin.layers.pool import avg_pool_down
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
-from opsin.models._model import Model
+from opsin.models._headed import HeadedModel
 
 __all__ = ["Bottleneck", "Config", "PreBottleneck", "RegNet"]
 
@@ -160,10 +159,9 @@ def squeeze(in_chs: int, inner: int, c: Config) -> nn.Module:
     return SEModule(inner, rd_channels=round(in_chs * c.se_ratio), act_layer=c.act_layer)
 
 
-class RegNet(Model, config=Config):
+class RegNet(HeadedModel, config=Config):
     """Strided 3x3 stem, stages `s1` to `s4` of blocks `b1`, `b2`, …, pooled linear head."""
 
-    classifier_path = "head.fc"
     first_conv = "stem.conv"
 
     def build(self, c: Config) -> None:
@@ -196,16 +194,6 @@ class RegNet(Model, config=Config):
         self.chain = (*chain, Stage(("final_conv",)))
         self.num_features = self.head_hidden_size = c.num_features or width
         self.build_head(c)
-
-    def build_head(self, c: Config) -> None:
-        if hasattr(self, "head"):
-            self.head.reset(c.num_classes, c.global_pool)
-        else:
-            args: dict[str, Any] = {"pool_type": c.global_pool, "drop_rate": c.drop_rate}
-            self.head = ClassifierHead(self.num_features, c.num_classes, **args)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):

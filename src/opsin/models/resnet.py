@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.layers import (
     DropPath,
-    SelectAdaptivePool2d,
     create_aa,
     create_act,
     create_attn,
@@ -249,13 +248,6 @@ class ResNet(Model, config=Config):
             blocks.append(block(in_chs, planes, c, **spacing, downsample=down, drop_path=rate, **c.block_args))
             in_chs = out_chs
         return nn.Sequential(*blocks)
-
-    def build_head(self, c: Config) -> None:
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        if c.num_classes and not c.global_pool:
-            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        width = self.num_features * self.global_pool.feat_mult
-        self.fc = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d) and ".se." not in name:

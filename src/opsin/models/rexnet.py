@@ -16,7 +16,7 @@ from opsin.layers.conv_norm_act import ConvNormAct
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
-from opsin.models._model import Model
+from opsin.models._headed import HeadedModel
 
 __all__ = ["Config", "LinearBottleneck", "RexNet"]
 
@@ -83,11 +83,10 @@ def block_plan(c: Config) -> list[tuple[int, int, int, float]]:
     return plan
 
 
-class RexNet(Model, config=Config):
+class RexNet(HeadedModel, config=Config):
     """Strided stem, a row of blocks and a closing 1x1 convolution (all in `features`), pooled linear head."""
 
     positional = ("in_chans", "num_classes", "global_pool", "output_stride")
-    classifier_path = "head.fc"
     first_conv = "stem.conv"
 
     head: ClassifierHead
@@ -118,16 +117,6 @@ class RexNet(Model, config=Config):
         self.features.append(ConvNormAct(width, self.num_features, 1, act_layer=c.act_layer))
         self.chain = (*chain, Stage((f"features.{len(plan)}",)))
         self.build_head(c)
-
-    def build_head(self, c: Config) -> None:
-        if hasattr(self, "head"):
-            self.head.reset(c.num_classes, c.global_pool)
-        else:
-            args: dict[str, Any] = {"pool_type": c.global_pool, "drop_rate": c.drop_rate}
-            self.head = ClassifierHead(self.num_features, c.num_classes, **args)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):

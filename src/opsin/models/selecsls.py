@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opsin.layers import SelectAdaptivePool2d
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
@@ -99,13 +98,6 @@ class SelecSls(Model, config=Config):
 
     def stage3(self, x: Tensor) -> Tensor:
         return self.run_blocks(x, 2)
-
-    def build_head(self, c: Config) -> None:
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        if c.num_classes and not c.global_pool:
-            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        width = self.num_features * self.global_pool.feat_mult
-        self.fc = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
-from opsin.layers import SelectAdaptivePool2d, SEModule
+from opsin.layers import SEModule
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
@@ -141,13 +141,6 @@ class SENet(Model, config=Config):
         self.num_features = self.head_hidden_size = width
         self.chain = tuple(stages)
         self.build_head(c)
-
-    def build_head(self, c: Config) -> None:
-        if c.num_classes and not c.global_pool:
-            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        width = self.num_features * self.global_pool.feat_mult
-        self.last_linear = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d) and module.bias is None:

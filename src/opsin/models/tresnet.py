@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from opsin.layers import ClassifierHead, DropPath, SEModule, drop_path_rates
 from opsin.layers.conv_norm_act import ConvNormAct
 from opsin.layers.pool import avg_pool_down
+from opsin.layers.weight_init import init_conv_net_
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
-from opsin.models._model import Model
+from opsin.models._headed import HeadedModel
 
 __all__ = ["BasicBlock", "Bottleneck", "Config", "SpaceToDepth", "TResNet"]
 
@@ -96,11 +97,10 @@ class Bottleneck(nn.Module):
         return self.act(self.drop_path(y) + self.downsample(x))
 
 
-class TResNet(Model, config=Config):
+class TResNet(HeadedModel, config=Config):
     """Space to depth, four stages of blocks (the last without squeeze and excitation), pooled linear head."""
 
     positional = ("layers", "in_chans", "num_classes", "width_factor", "v2", "global_pool")
-    classifier_path = "head.fc"
     first_conv = "body.conv1.conv"
     in_chans_strategy = "space_to_depth"
 
@@ -127,26 +127,8 @@ class TResNet(Model, config=Config):
         self.num_features = self.head_hidden_size = width
         self.build_head(c)
 
-    def build_head(self, c: Config) -> None:
-        if hasattr(self, "head"):
-            self.head.reset(c.num_classes, c.global_pool)
-        else:
-            args: dict[str, Any] = {"pool_type": c.global_pool, "drop_rate": c.drop_rate}
-            self.head = ClassifierHead(self.num_features, c.num_classes, **args)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
-
     def init_module(self, module: nn.Module, name: str) -> bool:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-        else:
-            return False
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-        return True
+        return init_conv_net_(module)
 
     def init_last(self) -> None:
         for module in self.modules():

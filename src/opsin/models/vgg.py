@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.layers import ClassifierHead, create_act, get_norm_layer
+from opsin.layers.weight_init import init_conv_net_
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
@@ -95,15 +96,7 @@ class VGG(Model, config=Config):
         return self.head(self.pre_logits(x), pre_logits=pre_logits)
 
     def init_module(self, module: nn.Module, name: str) -> bool:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-        else:
-            return False
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-        return True
+        return init_conv_net_(module)
 
 
 ORIGINAL = {"classifier.0.": "pre_logits.fc1.", "classifier.3.": "pre_logits.fc2.", "classifier.6.": "head.fc."}

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opsin.layers import ClassifierHead, DropPath, create_attn, drop_path_rates
+from opsin.layers import DropPath, create_attn, drop_path_rates
 from opsin.layers.conv_norm_act import ConvNormAct
 from opsin.layers.norm_act import get_norm_act_layer
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
-from opsin.models._model import Model
+from opsin.models._headed import HeadedModel
 
 __all__ = ["Config", "OsaBlock", "OsaStage", "SeparableConvNormAct", "VovNet"]
 
@@ -107,10 +107,9 @@ class OsaStage(nn.Module):
         return self.blocks(self.pool(x))
 
 
-class VovNet(Model, config=Config):
+class VovNet(HeadedModel, config=Config):
     """Three stem convolutions, four stages of one-shot aggregation, pooled linear head."""
 
-    classifier_path = "head.fc"
     first_conv = "stem.0.conv"
 
     def build(self, c: Config) -> None:
@@ -132,15 +131,6 @@ class VovNet(Model, config=Config):
         self.chain = tuple(chain)
         self.num_features = self.head_hidden_size = width
         self.build_head(c)
-
-    def build_head(self, c: Config) -> None:
-        if hasattr(self, "head"):
-            self.head.reset(c.num_classes, c.global_pool)
-        else:
-            self.head = ClassifierHead(self.num_features, c.num_classes, pool_type=c.global_pool, drop_rate=c.drop_rate)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from opsin.layers import SelectAdaptivePool2d
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
@@ -94,13 +93,6 @@ class Xception(Model, config=Config):
         )
         self.num_features = self.head_hidden_size = 2048
         self.build_head(c)
-
-    def build_head(self, c: Config) -> None:
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        if c.num_classes and not c.global_pool:
-            raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        width = self.num_features * self.global_pool.feat_mult
-        self.fc = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):

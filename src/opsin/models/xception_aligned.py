@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from opsin.layers import ClassifierHead, DropPath, create_act, drop_path_rates, get_norm_layer
+from opsin.layers import DropPath, create_act, drop_path_rates, get_norm_layer
 from opsin.layers.conv_norm_act import ConvNormAct
 from opsin.layers.norm_act import get_norm_act_layer
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
-from opsin.models._model import Model
+from opsin.models._headed import HeadedModel
 
 __all__ = ["Config", "PreXceptionModule", "XceptionAligned", "XceptionModule"]
 
@@ -136,11 +136,10 @@ class PreXceptionModule(XceptionModule):
         return super().enter(self.norm(x))
 
 
-class XceptionAligned(Model, config=Config):
+class XceptionAligned(HeadedModel, config=Config):
     """Stem, blocks of three separable convolutions, pooled linear head."""
 
     positional = ("block_cfg", "num_classes", "in_chans", "output_stride", "preact")
-    classifier_path = "head.fc"
     first_conv = "stem.0.conv"
 
     def build(self, c: Config) -> None:
@@ -178,15 +177,6 @@ class XceptionAligned(Model, config=Config):
         self.act = create_act(c.act_layer) if c.preact else nn.Identity()
         self.chain = (*chain, Stage(("act",)))
         self.build_head(c)
-
-    def build_head(self, c: Config) -> None:
-        if hasattr(self, "head"):
-            self.head.reset(c.num_classes, c.global_pool)
-        else:
-            self.head = ClassifierHead(self.num_features, c.num_classes, pool_type=c.global_pool, drop_rate=c.drop_rate)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
 
     def init_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.Conv2d):
