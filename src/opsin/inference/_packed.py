@@ -56,6 +56,7 @@ class Packed(nn.Module):
     """What both layers share: the packed copy of the weight, made at first use and never saved."""
 
     weight: Tensor
+    bias: Any
 
     def _setup(self, layer: nn.Module, act: nn.Module | None) -> None:
         self.weight, self.bias = layer.weight, layer.bias  # type: ignore[assignment]
@@ -109,13 +110,13 @@ class PackedConv2d(Packed, nn.Conv2d):
     def takes(conv: nn.Module) -> bool:
         """Whether this is a convolution of the kind that can be packed."""
         plain = type(conv) in (nn.Conv2d, Conv2dSame)
-        return plain and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)  # type: ignore[union-attr]
+        return plain and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:
             x = pad_same(x, self.kernel_size, self.stride, self.dilation)
         if x.ndim != 4 or not self._direct(x):
-            args = (self.stride, self.padding, self.dilation, self.groups)
+            args: Any = (self.stride, self.padding, self.dilation, self.groups)
             return self.act(F.conv2d(x, self.weight, self.bias, *args))
         if self.weight.is_contiguous(memory_format=torch.channels_last) and not self.weight.is_contiguous():
             x = x.contiguous(memory_format=torch.channels_last)
