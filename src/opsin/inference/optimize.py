@@ -215,7 +215,10 @@ def _example(model: nn.Module) -> Tensor:
 
 
 def _reparameterize(bench: Bench) -> dict[str, Any]:
-    """Merge the branches of every module that has a `reparameterize()`: in place, or into the module it returns."""
+    """Merge the branches of every module that has a `reparameterize()`: in place, or into the module it returns.
+
+    Inner modules come first, so that each needs to know of its own branches alone.
+    """
     modules: list[Any] = list(bench.model.modules())[1:]
     found = [m for m in modules if callable(getattr(m, "reparameterize", None))]
     for module in reversed(found):  # from the inside out

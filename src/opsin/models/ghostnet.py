@@ -172,10 +172,10 @@ class BranchedGhostBottleneck(GhostBottleneck):
         return sum((branch(x) for branch in self.dw_rpr_conv), self.dw_rpr_scale(x))
 
     def reparameterize(self) -> GhostBottleneck:
-        """A block without branches that does the same in evaluation."""
+        """A block without branches of its own that does the same in evaluation; ghost modules merge themselves."""
         plain = GhostBottleneck.__new__(GhostBottleneck)
         nn.Module.__init__(plain)
-        plain.ghost1, plain.ghost2 = self.ghost1.reparameterize(), self.ghost2.reparameterize()  # type: ignore[operator]
+        plain.ghost1, plain.ghost2 = self.ghost1, self.ghost2
         plain.strides, plain.se, plain.shortcut = self.strides, self.se, self.shortcut
         if self.strides:
             parts: list[Any] = [*self.dw_rpr_conv, self.dw_rpr_scale]
