@@ -35,9 +35,10 @@ def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
     for name in ("block_config", "k_sec"):  # layers per block of a DenseNet, blocks per stage of a DPN
         if name in names:
             small[name] = tuple(min(count, 2) for count in getattr(config, name))
-    if "depths" in names:
+    given = judged and "token_mixers" in names  # nor depths and widths for MetaFormers
+    if "depths" in names and not given:
         small["depths"] = tuple(min(depth, 2) for depth in config.depths)
-    if "dims" in names:
+    if "dims" in names and not given:
         small["dims"] = tuple(16 + 8 * i for i in range(len(config.dims)))
     if "depth" in names and "w0" not in names:  # of a RegNet it decides the number of stages
         deep = config.depth
