@@ -8,7 +8,7 @@ NOTE = (
     "largest relative error of its logits stands in brackets. `and allocator` is `prepare_for_inference(model, "
     "tune_allocator=True)`, which is for a whole process, so there each side has a process of its own."
 )
-MODELS = ("resnet50", "efficientnet_b0", "mobilenetv3_large_100", "convnext_tiny", "vit_base_patch16_224")
+MODELS = ("resnet50", "efficientnet_b0", "mobilenetv3_large_100", "convnext_tiny", "vit_small_patch16_224")
 
 
 def _pair(arch: str):
