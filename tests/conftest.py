@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from opsin.errors import did_you_mean
+from opsin.models._index import MODELS
+
 PAGE = Path(__file__).parents[1] / "docs" / "capabilities.md"
 # contract test -> column; a family has a capability when the test passed for it
 CAPABILITIES = {
@@ -30,9 +33,6 @@ def pytest_collection_modifyitems(config, items):
     family = config.getoption("--family")
     if not family:
         return
-    from opsin.errors import did_you_mean
-    from opsin.models._index import MODELS
-
     if family not in MODELS.values():
         near = did_you_mean(family, MODELS.values())
         raise pytest.UsageError(f"no family {family!r} in the index (`make tables` renews it).{near}")
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_logreport(report):
     name, _, params = report.nodeid.partition("::")[2].partition("[")
     if "test_contract.py" in report.nodeid and name in CAPABILITIES and (report.when == "call" or report.failed):
-        family = params.rstrip("]").split("-")[0]
+        family = next(part for part in params.rstrip("]").split("-") if part in set(MODELS.values()))
         capable = report.passed and dict(report.user_properties).get("capable", True)
         _results[family, name] = _results.get((family, name), True) and capable
 
@@ -69,8 +69,6 @@ def pytest_sessionfinish(session):
     """After a run of all contract tests: write the page, or see that the committed one says the same."""
     if hasattr(session.config, "workerinput"):
         return
-    from opsin.models._index import MODELS
-
     if not all((family, test) in _results for family in set(MODELS.values()) for test in CAPABILITIES):
         return
     page = _page()

@@ -80,7 +80,7 @@ class ResidualBlock(nn.Module):
         x = self.residual(x)
         if hasattr(self, "se"):
             x = self.se(x)
-        return self.act(self.drop_path(x) + shortcut)
+        return self.act(self.drop_path(x).add_(shortcut))
 
 
 class BasicBlock(ResidualBlock):
