@@ -24,11 +24,11 @@ from torch import nn
 import opsin
 from opsin.cli import demo as demo_cli
 from opsin.cli import predict as cli
+from opsin.data.images import describe, find_images, natural_key, open_image
+from opsin.data.preprocess import Preprocess
 from opsin.errors import ImageError, OpsinError
 from opsin.inference import predictor as predictor_module
-from opsin.inference.images import describe, find_images, natural_key, open_image
 from opsin.inference.predictor import Predictor
-from opsin.inference.preprocess import Preprocess
 from opsin.inference.sheet import contact_sheet
 from opsin.weights import packaged
 

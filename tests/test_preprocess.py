@@ -13,9 +13,9 @@ from timm.data import create_transform as judge_transform
 from timm.data import resolve_data_config as judge_config
 
 from opsin.catalog.pretrained import PretrainedCfg
+from opsin.data import preprocess
+from opsin.data.preprocess import FILTERS, Preprocess
 from opsin.errors import ImageError, OpsinError, UnknownArgumentError
-from opsin.inference import preprocess
-from opsin.inference.preprocess import FILTERS, Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 

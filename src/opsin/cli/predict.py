@@ -47,7 +47,7 @@ def predict(
     """
     form = _form(json, csv, output)
     source = model or default_model()
-    from opsin.inference.images import find_images
+    from opsin.data.images import find_images
     from opsin.inference.predictor import load
 
     images = find_images(inputs)

@@ -1,1 +1,1 @@
-"""From a picture to an answer: reading, preprocessing, prediction."""
+"""From a picture to an answer: prediction, contact sheets, models prepared for inference."""

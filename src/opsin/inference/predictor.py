@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opsin.catalog.labels import LabelSet, labels_for
+from opsin.data.images import Source, describe, open_image
+from opsin.data.preprocess import Preprocess
 from opsin.errors import ImageError, OpsinError
-from opsin.inference.images import Source, describe, open_image
-from opsin.inference.preprocess import Preprocess
 
 __all__ = ["Prediction", "Predictor", "Score", "load"]
 

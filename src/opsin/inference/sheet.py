@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from opsin.data.images import Source, open_image
 from opsin.errors import ImageError, OpsinError
-from opsin.inference.images import Source, open_image
 from opsin.inference.predictor import Prediction
 
 __all__ = ["MAX_CARDS", "contact_sheet", "save_sheet"]

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from opsin import catalog
+from opsin.data import preprocess
+from opsin.data.preprocess import Preprocess
 from opsin.errors import OpsinError
-from opsin.inference import preprocess
-from opsin.inference.preprocess import Preprocess
 
 __all__ = ["ImageNetInfo", "create_transform", "infer_imagenet_subset"]
 

@@ -131,7 +131,7 @@ _DATA = (
     | _at(f"{HERE}._data", "IMAGENET_INCEPTION_MEAN", "IMAGENET_INCEPTION_STD", "OPENAI_CLIP_MEAN", "OPENAI_CLIP_STD")
     | _at(f"{HERE}._data", "ImageNetInfo", "create_transform", "infer_imagenet_subset")
     | _at("opsin.catalog", "IMAGENET_DEFAULT_MEAN", "IMAGENET_DEFAULT_STD")
-    | _at("opsin.inference.preprocess", "DEFAULT_CROP_PCT", "resolve_data_config", "resolve_model_data_config")
+    | _at("opsin.data.preprocess", "DEFAULT_CROP_PCT", "resolve_data_config", "resolve_model_data_config")
 )
 _UTILS = _at("opsin.layers.frozen_norm", "freeze_batch_norm_2d", "unfreeze_batch_norm_2d")
 _UTILS |= {"natural_key": "opsin.catalog:natural_key"}

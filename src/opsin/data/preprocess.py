@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opsin.catalog.pretrained import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PretrainedCfg
+from opsin.data.images import with_channels
 from opsin.errors import OpsinError, UnknownArgumentError, did_you_mean
-from opsin.inference.images import with_channels
 
 __all__ = ["Preprocess", "create_transform", "resolve_data_config", "resolve_model_data_config"]
 

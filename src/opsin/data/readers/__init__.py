@@ -1,0 +1,1 @@
+"""Readers: samples from folders, lists, archives, shards and hubs, behind one call."""
