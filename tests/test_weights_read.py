@@ -39,19 +39,17 @@ def same(got, wanted):
     )
 
 
-@pytest.mark.parametrize("mmap", [False, True])
-def test_safetensors_round_trip(tmp_path, mmap):
+def test_safetensors_round_trip(tmp_path):
     wanted = tensors()
     save_file(wanted, tmp_path / "m.safetensors", metadata={"who": "me"})
-    got = read_state_dict(tmp_path / "m.safetensors", mmap=mmap)
+    got = read_state_dict(tmp_path / "m.safetensors")
     assert same(got, wanted)
     assert read_metadata(tmp_path / "m.safetensors") == {"who": "me"}
 
 
-@pytest.mark.parametrize("mmap", [False, True])
-def test_every_tensor_owns_its_storage(tmp_path, mmap):
+def test_every_tensor_owns_its_storage(tmp_path):
     save_file({f"t{i}": torch.full((1000,), float(i)) for i in range(50)}, tmp_path / "m.safetensors")
-    got = read_state_dict(tmp_path / "m.safetensors", mmap=mmap)
+    got = read_state_dict(tmp_path / "m.safetensors")
     assert all(t.untyped_storage().nbytes() == 4000 for t in got.values())
     part = io.BytesIO()
     torch.save({"t1": got["t1"]}, part)
@@ -77,8 +75,7 @@ def test_unaligned_tensors_of_other_writers(tmp_path):
     text = json.dumps(header).encode()
     path = tmp_path / "m.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes([1, 2, 3]) + struct.pack("<2f", 1.5, -2))
-    for mmap in (False, True):
-        assert read_state_dict(path, mmap=mmap)["f"].tolist() == [1.5, -2]
+    assert read_state_dict(path)["f"].tolist() == [1.5, -2]
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -95,7 +92,7 @@ def test_training_checkpoints_are_unwrapped(tmp_path, legacy):
     assert read_state_dict(path)["a"].tolist() == [0, 0]
     assert read_state_dict(path, use_ema=False)["a"].tolist() == [1, 1]
     torch.save({"model": {"state_dict": plain}}, path)
-    assert list(read_state_dict(path, mmap=True)) == ["a"]
+    assert list(read_state_dict(path)) == ["a"]
 
 
 def test_windows_on_a_larger_storage_are_cut_out(tmp_path):
@@ -230,8 +227,8 @@ def test_no_file(tmp_path):
 PROGRAM = """
 import os, sys, torch
 from opsin.weights.read import read_state_dict
-path, mmap, how = sys.argv[1], sys.argv[2] == "True", sys.argv[3]
-state = read_state_dict(path, mmap=mmap, check_finite=False)
+path, how = sys.argv[1:]
+state = read_state_dict(path, check_finite=False)
 if how == "truncate":
     os.truncate(path, 100)
 elif how == "overwrite":
@@ -248,9 +245,9 @@ print(sum(float(t.sum()) for t in state.values()))
 """
 
 
-def run(path, mmap, how):
+def run(path, how):
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(path), str(mmap), how],
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(path), how],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
@@ -261,14 +258,6 @@ def run(path, mmap, how):
 @pytest.mark.parametrize("how", ["truncate", "overwrite", "delete", "replace"])
 def test_a_file_that_changes_after_the_read_changes_nothing(tmp_path, how):
     save_file({"a": torch.ones(1 << 18)}, tmp_path / "m.safetensors")
-    done = run(tmp_path / "m.safetensors", False, how)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == 1 << 18
-
-
-@pytest.mark.parametrize("how", ["delete", "replace"])
-def test_a_map_survives_the_replacement_of_its_file(tmp_path, how):
-    save_file({"a": torch.ones(1 << 18)}, tmp_path / "m.safetensors")
-    done = run(tmp_path / "m.safetensors", True, how)
+    done = run(tmp_path / "m.safetensors", how)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == 1 << 18

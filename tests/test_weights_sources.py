@@ -12,7 +12,7 @@ from opsin.catalog import PretrainedCfg
 from opsin.errors import WeightsError
 from opsin.weights import packaged
 from opsin.weights.packaged import PACKAGED, find_packaged, read_packaged
-from opsin.weights.sources import is_settled, locate
+from opsin.weights.sources import locate
 
 LITE0 = "tf_efficientnet_lite0.in1k"
 
@@ -114,17 +114,3 @@ def test_a_changed_package_is_refused(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="not the published file"):
         read_packaged(LITE0, tmp_path / "w.pth")
-
-
-def test_only_files_that_nobody_rewrites_are_mapped(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    file = folder / "model.safetensors"
-    assert not is_settled(file)
-    assert is_settled(file, cache_dir=folder)
-    assert is_settled(tmp_path / "torch" / "hub" / "checkpoints" / "w.pth")
-    snapshot = tmp_path / "models--org--net" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").touch()
-    assert is_settled(snapshot / "model.safetensors")
-    monkeypatch.setattr("opsin.weights.sources.os.access", lambda path, mode: False)  # as on a read-only mount
-    assert is_settled(file)

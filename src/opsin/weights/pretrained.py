@@ -12,7 +12,7 @@ from opsin.models._model import Model
 from opsin.weights.adapt import adapt_input_conv
 from opsin.weights.load import LoadReport, load_into
 from opsin.weights.read import read_state_dict
-from opsin.weights.sources import is_settled, locate
+from opsin.weights.sources import locate
 
 __all__ = ["load_checkpoint", "load_pretrained"]
 
@@ -39,7 +39,7 @@ def load_pretrained(
     if isinstance(source, Mapping):
         state = dict(source)
     else:
-        state = read_state_dict(source, mmap=is_settled(source, cache_dir))
+        state = read_state_dict(source)
     if adapt:
         state = dict(adapt(state, model))
     wanted = model.state_dict(keep_vars=True)

@@ -2,19 +2,15 @@
 
 Format of safetensors: https://github.com/huggingface/safetensors#format.
 
-Safetensors are read with `read()` into memory that each tensor owns alone, by two threads or more. So the file may be
-truncated, replaced or deleted at any later moment: nothing of it is mapped, and no access can end in SIGBUS. No tensor
-shares storage with another: saving or copying a part of a model costs that part.
-
-`mmap=True` maps the file privately instead: many times quicker and without a copy. It is for files that are only ever
-replaced whole, such as those of the download caches (`opsin.weights.sources.is_settled` tells). A mapped file that is
-replaced or deleted lives on until its tensors are gone; one that somebody truncates in place ends the process, which is
-why no other file is mapped unasked.
+Safetensors are read with `read()`, by two threads or more, into one piece of private memory, in huge pages where the
+system has them (four times quicker to fill than small ones). So the file may be truncated, replaced or deleted at any
+later moment: nothing of it is mapped, and no access can end in SIGBUS. Each tensor has a storage of its own extent:
+saving or copying a part of a model costs that part.
 """
 
 import json
 import math
-import mmap as _mmap
+import mmap
 import os
 import pickle
 import re
@@ -23,6 +19,8 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +53,7 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 MAX_HEADER = 100 << 20  # bytes; the format's own limit
 CHUNK = 64 << 20
 MAX_READERS = 4
+ALIGN = 64  # bytes, as torch places its own tensors: kernels are quickest there, and round as they do elsewhere
 
 
 class Entry(NamedTuple):
@@ -72,7 +71,6 @@ def read_state_dict(
     *,
     device: str | torch.device = "cpu",
     use_ema: bool = True,
-    mmap: bool = False,
     check_finite: bool = True,
 ) -> dict[str, Tensor]:
     """Read the tensors of a file by name. The format is told by the content, not by the name.
@@ -82,7 +80,6 @@ def read_state_dict(
             a NumPy archive (`.npz`), whose tensors keep their own names.
         device: where the tensors go.
         use_ema: of a training checkpoint with both, take the averaged weights.
-        mmap: map the file instead of copying it to memory; see the head of this module for when that is safe.
         check_finite: refuse NaN and infinity. Costs about 5 ms per 100 MB.
 
     Raises:
@@ -94,11 +91,11 @@ def read_state_dict(
         raise WeightsError(f"no weights file at {path}")
     kind = _kind(path)
     if kind == "safetensors":
-        state = _read_safetensors(path, mmap)
+        state = _read_safetensors(path)
     elif kind == "npz":
         state = _read_npz(path)
     else:
-        state = _own(_unwrap(_read_torch(path, mmap=mmap and kind == "zip"), path, use_ema))
+        state = _own(_unwrap(_read_torch(path), path, use_ema))
     if check_finite:
         _check_finite(state, path)
     return state if torch.device(device).type == "cpu" else {k: v.to(device) for k, v in state.items()}
@@ -170,15 +167,32 @@ def _entry(path: Path, name: str, *, dtype: str, shape: list[int], data_offsets:
     return entry
 
 
-def _read_safetensors(path: Path, mapped: bool) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     start, entries, _ = _header(path)
-    if mapped:
-        return _map(path, start, entries)
-    state = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in entries}
+    sizes = [-(-(entry.end - entry.begin) // ALIGN) * ALIGN for entry in entries]
+    places = dict(zip(entries, accumulate(sizes, initial=0), strict=False))
+    memory = _private_memory(sum(sizes))
     shares = _shares(entries)
     with ThreadPoolExecutor(len(shares) or 1) as readers:
-        list(readers.map(lambda share: _fill(path, start, share, state), shares))
-    return state
+        list(readers.map(lambda share: _fill(path, start, share, memory, places), shares))
+    return {entry.name: _tensor(memory, places[entry], entry) for entry in entries}
+
+
+def _private_memory(size: int) -> memoryview:
+    """Zeroed memory, in huge pages where the system has them; it is freed with the last tensor on it."""
+    private = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, max(size, 1), **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel built without them has small pages only
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
+
+
+def _tensor(memory: memoryview, place: int, entry: Entry) -> Tensor:
+    count = math.prod(entry.shape)
+    if not count:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    return torch.frombuffer(memory, dtype=entry.dtype, offset=place, count=count).view(entry.shape)
 
 
 def _shares(entries: list[Entry]) -> list[list[Entry]]:
@@ -192,45 +206,27 @@ def _shares(entries: list[Entry]) -> list[list[Entry]]:
     return [share for share in shares if share]
 
 
-def _fill(path: Path, start: int, entries: list[Entry], state: dict[str, Tensor]) -> None:
+def _fill(path: Path, start: int, entries: list[Entry], memory: memoryview, places: dict[Entry, int]) -> None:
+    """Read tensors that follow each other in the file to their places in memory."""
     with path.open("rb", buffering=0) as file:
         file.seek(start + entries[0].begin)
         for entry in entries:
-            room = state[entry.name].reshape(-1).view(torch.uint8).numpy().data
-            done = 0
-            while done < len(room):
-                count = file.readinto(room[done : done + CHUNK])
+            done, end = places[entry], places[entry] + entry.end - entry.begin
+            while done < end:
+                count = file.readinto(memory[done : min(done + CHUNK, end)])
                 if not count:
                     raise _damaged(path, f"it ended inside tensor {entry.name}")
                 done += count
 
 
-def _map(path: Path, start: int, entries: list[Entry]) -> dict[str, Tensor]:
-    """Tensors on a private copy-on-write map. Each has a storage of its own extent; writing never reaches the file."""
-    with path.open("rb") as file:
-        view = memoryview(_mmap.mmap(file.fileno(), 0, access=_mmap.ACCESS_COPY))
-    state = {}
-    for entry in entries:
-        offset, count = start + entry.begin, math.prod(entry.shape)
-        if count == 0:
-            state[entry.name] = torch.empty(entry.shape, dtype=entry.dtype)
-        elif offset % entry.dtype.itemsize:
-            raw = torch.frombuffer(view, dtype=torch.uint8, offset=offset, count=entry.end - entry.begin)
-            state[entry.name] = raw.clone().view(entry.dtype).view(entry.shape)
-        else:
-            flat = torch.frombuffer(view, dtype=entry.dtype, offset=offset, count=count)
-            state[entry.name] = flat.view(entry.shape)
-    return state
-
-
 # -- torch checkpoints and NumPy archives ------------------------------------------------------------------------------
 
 
-def _read_torch(path: Path, *, mmap: bool) -> Any:
+def _read_torch(path: Path) -> Any:
     try:
         # training scripts of the field store their arguments; a Namespace is inert
         with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|operand) ([\w.]+)", str(error)):
             raise WeightsError(

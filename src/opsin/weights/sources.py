@@ -1,10 +1,8 @@
 """Where weights come from: a name, a path, a hub repository, a URL or a package in, a file or tensors out."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from opsin.catalog import PretrainedCfg, pretrained_cfg, tags
@@ -12,7 +10,7 @@ from opsin.errors import UnknownModelError, WeightsError
 from opsin.weights.fetch import HUB_WEIGHTS, download_url, hub_file, split_hub_name
 from opsin.weights.packaged import find_packaged, read_packaged
 
-__all__ = ["HUB_PREFIXES", "LOCAL_PREFIX", "Source", "is_settled", "locate"]
+__all__ = ["HUB_PREFIXES", "LOCAL_PREFIX", "Source", "locate"]
 
 Source = bool | str | Path | Mapping[str, Tensor]
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -56,17 +54,6 @@ def locate(
     if pretrained.startswith(("http://", "https://")):
         return download_url(pretrained, cache_dir=cache_dir)
     return _local(Path(pretrained.removeprefix(LOCAL_PREFIX)))
-
-
-def is_settled(path: Path, cache_dir: str | Path | None = None) -> bool:
-    """Whether a file is only ever replaced as a whole, never rewritten in place, so that it may be memory-mapped.
-
-    That holds in the download caches (the hub's, torch hub's, `cache_dir`), where files arrive by renaming, and for
-    files that this user cannot write, such as those of a read-only mount. Any other file is better copied to memory.
-    """
-    caches = [Path(torch.hub.get_dir()) / "checkpoints", *([Path(cache_dir)] if cache_dir else [])]
-    in_hub_cache = path.parent.parent.name == "snapshots" and path.parent.parent.parent.name.startswith("models--")
-    return in_hub_cache or path.parent in caches or not os.access(path, os.W_OK)
 
 
 def _published(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | dict[str, Tensor]:
