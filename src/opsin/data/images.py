@@ -22,7 +22,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from opsin.errors import ImageError, did_you_mean
 
-__all__ = ["IMAGE_SUFFIXES", "Source", "describe", "find_images", "natural_key", "open_image", "with_channels"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Source",
+    "describe",
+    "find_images",
+    "natural_key",
+    "open_image",
+    "read_bytes",
+    "with_channels",
+]
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 
@@ -35,6 +44,7 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 URL_TIMEOUT = 30  # seconds without an answer
+_DIGITS = re.compile(r"[0-9]+")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # what an (H, W, n) array means as a picture
 
 
@@ -53,7 +63,7 @@ def open_image(source: Source, *, channels: int = 3) -> Image.Image | np.ndarray
     """
     name = describe(source)
     if not isinstance(source, np.ndarray | Image.Image):
-        data = _read(source, name)
+        data = read_bytes(source)
         source = _decode_array(data, name) if data.startswith(b"\x93NUMPY") else _decode(data, name)
     elif isinstance(source, Image.Image):
         source = _upright(source, name)
@@ -118,10 +128,14 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[str | BytesIO]
     return found
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
+def natural_key(text: str) -> str:
     """A sort key that reads runs of digits as numbers."""
-    parts = re.split(r"([0-9]+)", text)
-    return [(0, int(part), "") if i % 2 else (1, 0, part.casefold()) for i, part in enumerate(parts)]
+    return _DIGITS.sub(_number_key, text.casefold())
+
+
+def _number_key(digits: re.Match[str]) -> str:
+    number = digits[0].lstrip("0")
+    return f"\0{chr(len(number))}{number}"  # the shorter number is the smaller one; below any other character
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -131,8 +145,12 @@ def _is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
-def _read(source: Any, name: str) -> bytes:
-    """The encoded bytes behind a path, URL, bytes or file object (which is left where it stood if it can be)."""
+def read_bytes(source: Any) -> bytes:
+    """The encoded bytes behind a path, URL, bytes or file object (which is left where it stood if it can be).
+
+    Raises `ImageError` with the name of the source when it is missing, empty or cannot be read.
+    """
+    name = describe(source)
     try:
         if isinstance(source, bytes | bytearray | memoryview):
             data = bytes(source)

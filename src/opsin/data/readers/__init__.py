@@ -1,1 +1,100 @@
-"""Readers: samples from folders, lists, archives, shards and hubs, behind one call."""
+"""Where pictures and labels come from, each by a name such as `folder:photos` or `csv:list.csv`."""
+
+import inspect
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from opsin.data.labels import ClassMap
+from opsin.data.readers.base import Reader, Record, Relabelled, RelabelledStream, StreamReader, Subset, Target, Tuples
+from opsin.data.split import stratified_split
+from opsin.errors import OpsinError, check_known, did_you_mean
+
+__all__ = ["SCHEMES", "Reader", "Record", "Relabelled", "StreamReader", "Subset", "Target", "open_reader"]
+
+# scheme -> the module beside this one and the function in it that opens a place
+SCHEMES = {
+    "folder": "folder.open_folder",
+    "digits": "digits.open_digits",
+}
+SUFFIXES: dict[str, str] = {}
+
+
+def open_reader(
+    where: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    class_map: Any = None,
+    holdout: float = 0.1,
+    seed: int = 0,
+    **options: Any,
+) -> Reader | StreamReader:
+    """The samples of a dataset.
+
+    Args:
+        where: `scheme:place`, see `SCHEMES`; a path alone is a folder, or a list or tar by its suffix.
+        split: "train", "validation" or another of the dataset's splits, by any of its usual names. A dataset that has
+            a training split alone, or none, is divided by `stratified_split`. None is the whole of an undivided one.
+        class_map: what numbers the classes, as `ClassMap.of` takes it; by default their natural order.
+        holdout: the fraction for validation where the dataset is divided here; 0 leaves all of it to training.
+        seed: of that division.
+        options: what the scheme takes beside.
+
+    Raises:
+        OpsinError: no such scheme, place, split, class or column, or nothing there.
+    """
+    scheme, place = _parse(os.fspath(where))
+    opener = _opener(scheme)
+    takes = list(inspect.signature(opener).parameters)[2:]
+    check_known(options, [*takes, "split", "class_map", "holdout", "seed"], owner=f"a dataset of {scheme}:")
+    reader, part = opener(place, split, **options)
+    if class_map is not None:
+        reader = _relabel(reader, ClassMap.of(class_map))
+    return reader if part is None else _part_of(reader, part, holdout, seed)
+
+
+def _parse(where: str) -> tuple[str, str]:
+    scheme, colon, place = where.partition(":")
+    if where in SCHEMES:
+        return where, ""
+    if colon and scheme in SCHEMES:
+        return scheme, place
+    if not colon or os.path.exists(where) or os.sep in scheme or len(scheme) == 1:  # one letter is a drive
+        suffix = os.path.splitext(where)[1].lower()
+        hint = "" if os.path.exists(os.path.expanduser(where)) else did_you_mean(where, SCHEMES)
+        if hint:
+            raise OpsinError(f"{where}: no such folder or scheme.{hint}")
+        return SUFFIXES.get(suffix, "folder"), where
+    raise OpsinError(f"no kind of dataset {scheme!r}.{did_you_mean(scheme, SCHEMES)} There are: {', '.join(SCHEMES)}.")
+
+
+def _opener(scheme: str) -> Callable[..., tuple[Any, str | None]]:
+    module, _, function = SCHEMES[scheme].partition(".")
+    return getattr(import_module(f"{__name__}.{module}"), function)
+
+
+def _relabel(reader: Any, class_map: ClassMap) -> Any:
+    if reader.task not in ("single", "multi"):
+        raise OpsinError(f"{reader}: the targets are {reader.task}, so there is nothing that a class_map could number")
+    if reader.classes is None:
+        raise OpsinError(f"{reader}: the classes have no names that a class_map could number")
+    try:
+        table = class_map.indices(reader.classes)
+    except OpsinError as error:
+        raise OpsinError(f"{reader}: {error}") from None
+    if isinstance(reader, StreamReader):
+        return RelabelledStream(reader, table, class_map.names)
+    old = reader.targets
+    new = Tuples([[int(table[i]) for i in row] for row in old]) if isinstance(old, Tuples) else table[old]
+    return Relabelled(reader, new, class_map.names, reader.task)
+
+
+def _part_of(reader: Any, part: str, holdout: float, seed: int) -> Reader:
+    if isinstance(reader, StreamReader):
+        raise OpsinError(f"{reader} has no split {part!r}, and none can be cut out of a stream; say split=None for all")
+    if holdout == 0 and part == "train":
+        return reader
+    targets = len(reader) if reader.targets is None else reader.targets
+    train, validation = stratified_split(targets, fraction=holdout, seed=seed)
+    return Subset(reader, train if part == "train" else validation)
