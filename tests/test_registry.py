@@ -139,7 +139,6 @@ def test_is_model() -> None:
     assert registry.is_model("gluon_resnet50_v1b")
     assert not registry.is_model("resnet50.no_such_tag")
     assert not registry.is_model("resnt50")
-    assert not registry.is_model("ig_resnext101_32x48d")
 
 
 def test_is_model_pretrained() -> None:
@@ -168,7 +167,6 @@ def test_resolve_name() -> None:
     [
         ("resnt50", "Did you mean resnet50"),
         ("resnet50.a1_in1", "no weights tagged 'a1_in1'. Did you mean a1_in1k"),
-        ("ig_resnext101_32x48d", "no longer a model"),
         ("gibberish!", "There is no model 'gibberish!'"),
     ],
 )

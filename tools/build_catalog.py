@@ -197,18 +197,15 @@ def build_accuracy(accuracy: list[dict[str, str]]) -> None:
 def build_aliases(raw: dict[str, str | None], known: set[str]) -> None:
     ours = json.loads(OLD_NAMES.read_text(encoding="utf-8"))
     renamed = {**{k: v for k, v in raw.items() if v}, **ours["corrected"], **ours["renamed"]}
-    replaced, gone, variants = ours["replaced"], ours["gone"], ours["variants"]
-    gone = {**{k: "" for k, v in raw.items() if v is None}, **gone}
-    renamed = {k: v for k, v in renamed.items() if k not in gone}
+    replaced, variants = ours["replaced"], ours["variants"]
     targets = {**renamed, **{k: v[0] for k, v in replaced.items()}}
     for old, new in targets.items():
-        assert new in known, f"{old} -> {new}: no such name"
+        assert new in known | set(variants), f"{old} -> {new}: no such name"
         assert old not in known, f"{old} is a name of today"
-    assert not known & set(gone), known & set(gone)
     for old, entry in variants.items():
         assert entry["like"] in known, entry
-        assert old not in known | set(targets) | set(gone), f"{old} has two meanings"
-    tables = {"renamed": renamed, "replaced": replaced, "gone": gone, "variants": variants}
+        assert old not in known | set(targets), f"{old} has two meanings"
+    tables = {"renamed": renamed, "replaced": replaced, "variants": variants}
     (DATA / "aliases.json").write_text(dump_table(tables))
 
 

@@ -295,13 +295,8 @@ def accuracy(name: str) -> tuple[Accuracy, ...]:
 
 
 def resolve_alias(name: str) -> str | None:
-    """The name of today for a former one (`tf_efficientnet_b0_ns`), or None where `name` is not a former name.
-
-    A former name that went away without a successor raises `UnknownModelError`, which says why.
-    """
+    """The name of today for a former one (`tf_efficientnet_b0_ns`), or None where `name` is not a former name."""
     table = _aliases()
-    if name in table["gone"]:
-        raise UnknownModelError(f"{name!r} is no longer a model. {table['gone'][name]}".rstrip())
     if name in table["replaced"]:
         return table["replaced"][name][0]
     return table["renamed"].get(name)

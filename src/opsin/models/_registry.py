@@ -118,10 +118,7 @@ def is_model(name: str) -> bool:
     architecture, tag = split_name(name)
     if _exists(architecture) and (not tag or tag in tags_of(architecture)):
         return True
-    try:
-        new = _name_of_today(name)
-    except UnknownModelError:  # went away without a successor
-        return False
+    new = _name_of_today(name)
     return new is not None and is_model(new)
 
 

@@ -142,6 +142,10 @@ V4 = partial(Config, head_bias=False, head_norm=True, stem_size=32)
 Hybrid = partial(V4, layer_scale_init_value=1e-5)
 NARROW: dict[str, Any] = {"fix_stem": True, "channel_multiplier": 0.75}
 
+Rw = partial(
+    Config, block_args=[*change(LARGE[:1], noskip=True), *LARGE[1:]], head_bias=False, norm_args={"eps": 1e-3},
+    act_layer="hard_swish", se_args={"gate_layer": "hard_sigmoid"},
+)  # fmt: skip
 VARIANTS = {
     "fbnetv3_b": FB(block_args=FBNET_B),
     "fbnetv3_d": FB(block_args=FBNET_D, stem_size=24),
@@ -154,10 +158,8 @@ VARIANTS = {
     "mobilenetv3_large_075": Large(channel_multiplier=0.75),
     "mobilenetv3_large_100": Large(),
     "mobilenetv3_large_150d": V3(block_args=deepen(LARGE, 1.2), channel_multiplier=1.5),
-    "mobilenetv3_rw": Config(
-        block_args=[*change(LARGE[:1], noskip=True), *LARGE[1:]], head_bias=False, norm_args={"eps": 1e-3},
-        act_layer="hard_swish", se_args={"gate_layer": "hard_sigmoid"},
-    ),
+    "mobilenetv3_050": Rw(channel_multiplier=0.5),
+    "mobilenetv3_rw": Rw(),
     "mobilenetv3_small_050": Small(channel_multiplier=0.5, fix_stem=True),
     "mobilenetv3_small_075": Small(channel_multiplier=0.75),
     "mobilenetv3_small_100": Small(),

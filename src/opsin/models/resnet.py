@@ -271,6 +271,8 @@ SE, ECA, SE_RS = {"attn_layer": "se"}, {"attn_layer": "eca"}, {"attn_layer": "se
 
 VARIANTS = {
     "ecaresnet26t": Bottle(layers=(2, 2, 2, 2), **T, block_args=ECA),
+    "ecaresnet18": Basic(layers=(2, 2, 2, 2), block_args=ECA),
+    "ecaresnet50": Bottle(layers=(3, 4, 6, 3), block_args=ECA),
     "ecaresnet50d": Bottle(layers=(3, 4, 6, 3), **D, block_args=ECA),
     "ecaresnet50d_pruned": Bottle(layers=(3, 4, 6, 3), **D, pruned="ecaresnet50d_pruned", block_args=ECA),
     "ecaresnet50t": Bottle(layers=(3, 4, 6, 3), **T, block_args=ECA),
@@ -327,6 +329,7 @@ VARIANTS = {
     "resnext101_32x8d": Bottle(layers=(3, 4, 23, 3), cardinality=32, base_width=8),
     "resnext101_32x16d": Bottle(layers=(3, 4, 23, 3), cardinality=32, base_width=16),
     "resnext101_32x32d": Bottle(layers=(3, 4, 23, 3), cardinality=32, base_width=32),
+    "resnext101_32x48d": Bottle(layers=(3, 4, 23, 3), cardinality=32, base_width=48),
     "resnext101_64x4d": Bottle(layers=(3, 4, 23, 3), cardinality=64, base_width=4),
     "senet154": Bottle(
         layers=(3, 8, 36, 3),

@@ -351,6 +351,8 @@ VARIANTS = {
     "vit_giant_patch14_224": Config(patch_size=14, **G),
     "vit_gigantic_patch14_224": Config(patch_size=14, **GG),
     "vit_huge_patch14_224": Config(patch_size=14, **H),
+    "vit_huge_patch16_224": Config(**H),
+    "vit_huge_patch32_384": Config(img_size=384, patch_size=32, **H),
     "vit_intern300m_patch14_448": Config(
         img_size=448, patch_size=14, **L, init_values=0.1, final_norm=False, dynamic_img_size=True
     ),
