@@ -2,7 +2,6 @@
 ConvFormer and CAFormer (https://arxiv.org/abs/2210.13452). What mixes tokens is exchangeable: pooling, separable
 convolutions, attention."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -307,33 +306,48 @@ class MetaFormer(HeadedModel, config=Config):
         return True
 
 
-V1_NAMES = (  # PoolFormer: stages at even places of one row, what is between them at odd ones
-    (r"^network\.([135])\.proj\.", lambda m: f"stages.{(int(m[1]) + 1) // 2}.downsample.conv."),
-    (r"^network\.([0246])\.(\d+)\.", lambda m: f"stages.{int(m[1]) // 2}.blocks.{m[2]}."),
-    (r"layer_scale_(\d)$", r"layer_scale\1.scale"),
-    (r"^patch_embed\.proj\.", "stem.conv."),
-)
-V2_NAMES = (
-    (r"^downsample_layers\.0\.", "stem."),
-    (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
-    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"\.?(?:pre|post)_norm\.", ".norm."),
-)
-HEAD_NAMES = ((r"^head\.", "head.fc."), (r"^norm\.", "head.norm."))
+def _of_poolformer(key: str) -> str:
+    """The name of today for one of PoolFormer's code: stages and what is between them share one row, `network`."""
+    if key.startswith("network."):
+        _, place, rest = key.split(".", 2)
+        stage, between = (int(place) + 1) // 2, int(place) % 2
+        key = (
+            f"stages.{stage}.downsample.{rest.replace('proj', 'conv')}" if between else f"stages.{stage}.blocks.{rest}"
+        )
+    for number in "12":
+        key = key.replace(f"layer_scale_{number}", f"layer_scale{number}.scale")
+    return key.replace("patch_embed.proj", "stem.conv")
+
+
+def _of_metaformer(key: str) -> str:
+    """The name of today for one of the later models' code: what is before each stage stands in a row of its own."""
+    part, _, rest = key.partition(".")
+    if part == "stages":
+        stage, _, rest = rest.partition(".")
+        return f"stages.{stage}.blocks.{rest}"
+    if part == "downsample_layers":
+        stage, _, rest = rest.partition(".")
+        rest = rest.removeprefix("pre_").removeprefix("post_")
+        return f"stages.{stage}.downsample.{rest}" if int(stage) else f"stem.{rest}"
+    return key
 
 
 def adapt(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
     """Read the layouts of the papers' own code; there MLPs hold 1x1 convolutions as matrices."""
-    v1 = "patch_embed.proj.weight" in state_dict
-    if not v1 and "downsample_layers.0.conv.weight" not in state_dict:
+    if any(key.startswith("network.") for key in state_dict):
+        rename = _of_poolformer
+    elif any(key.startswith("downsample_layers.") for key in state_dict):
+        rename = _of_metaformer
+    else:
         return state_dict
-    wanted, state = model.state_dict(), {}
+    state, wanted = {}, model.state_dict()
     for key, value in state_dict.items():
-        for pattern, new in (*(V1_NAMES if v1 else V2_NAMES), *HEAD_NAMES):
-            key = re.sub(pattern, new, key)
-        like = wanted.get(key)
-        fits = like is not None and value.numel() == like.numel()
-        state[key] = value.reshape(like.shape) if fits else value  # type: ignore[union-attr]
+        new = rename(key)
+        if key.startswith(("norm.", "head.")):
+            new = f"head.{key}" if key.startswith("norm.") else key.replace("head.", "head.fc.", 1)
+        if new in wanted and wanted[new].numel() == value.numel():
+            value = value.view_as(wanted[new])
+        state[new] = value
     return state
 
 

@@ -3,7 +3,6 @@
 Attention looks at a map that a strided convolution has made small; in the linear form pooling makes it 7x7 always.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -176,25 +175,25 @@ class PyramidVisionTransformerV2(Model, config=Config):
         return True
 
 
-RENAMED = (  # the paper's own code keeps stages apart by a number in the name, from 1
-    (r"^patch_embed1\.", "patch_embed."),
-    (r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),
-    (r"^block(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}."),
-    (r"^norm(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.norm."),
-    (r"\.dwconv\.dwconv\.", ".dwconv."),
-)
+PARTS = {"patch_embed": "downsample", "block": "blocks", "norm": "norm"}
+
+
+def _of_today(key: str) -> str:
+    """The name of today for one of the paper's code, where the parts of a stage end in its number: `block3.0.attn`."""
+    part, _, rest = key.partition(".")
+    kind = part.rstrip("1234")
+    if kind == part:
+        return key
+    stage = int(part.removeprefix(kind)) - 1
+    owner = f"stages.{stage}.{PARTS[kind]}" if stage or kind != "patch_embed" else kind
+    return f"{owner}.{rest}".replace("dwconv.dwconv.", "dwconv.")
 
 
 def adapt(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
     """Read the layout of the paper's own code."""
-    if "patch_embed1.proj.weight" not in state_dict:
+    if not any(key.startswith("patch_embed1.") for key in state_dict):
         return state_dict
-    state = {}
-    for key, value in state_dict.items():
-        for pattern, new in RENAMED:
-            key = re.sub(pattern, new, key)
-        state[key] = value
-    return state
+    return {_of_today(key): value for key, value in state_dict.items()}
 
 
 Wide = partial(Config, embed_dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8))

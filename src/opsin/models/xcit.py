@@ -234,7 +234,7 @@ class Xcit(PatchModel, config=Config):
         self.chain = (
             Stage(("embed",), params=parts, checkpoint=False),
             *levels,
-            Stage(("with_token", "cls_attn_blocks"), params=("cls_token", "cls_attn_blocks")),
+            Stage(("with_token", "cls_attn_blocks"), params=("cls_token", "cls_attn_blocks"), to_tokens=True),
             Stage(("norm",), any_depth=True),
         )
 
@@ -291,18 +291,18 @@ class Xcit(PatchModel, config=Config):
 
 def adapt(state_dict: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
     """Read the layout of the paper's own code: other name of the positions, one matrix for the class attention."""
-    if not any(key.startswith("pos_embeder.") or ("cls_attn" in key and ".qkv." in key) for key in state_dict):
+    joint = [key for key in state_dict if key.startswith("cls_attn_blocks.") and ".attn.qkv." in key]
+    places = [key for key in state_dict if key.startswith("pos_embeder.")]
+    if not joint and not places:
         return state_dict
-    state: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        if key.startswith("pos_embeder."):
-            if model.pos_embed is not None:
-                state[key.replace("pos_embeder.", "pos_embed.")] = value
-        elif key.startswith("cls_attn_blocks.") and ".qkv." in key:
-            parts = value.chunk(3)
-            state |= {key.replace(".qkv.", f".{letter}."): part for letter, part in zip("qkv", parts, strict=True)}
-        else:
-            state[key] = value
+    state = dict(state_dict)
+    for key in joint:
+        for letter, rows in zip("qkv", state.pop(key).unflatten(0, (3, -1)), strict=True):
+            state[key.replace("qkv", letter)] = rows.clone()
+    for key in places:
+        value = state.pop(key)
+        if model.pos_embed is not None:  # a model built without positions has no use for them
+            state[key.replace("pos_embeder", "pos_embed")] = value
     return state
 
 
