@@ -1,0 +1,290 @@
+"""Picture operations for augmentation: uint8 arrays (H, W, C) in, the same shape out; the input is never written to.
+
+The names, and the pixels to the bit, are those of Pillow's image functions, as the augmentation papers used them
+(AutoAugment, Cubuk et al. 2019; RandAugment, Cubuk et al. 2020; 3-Augment in DeiT III, Touvron et al. 2022). Operations
+that depend on the value alone go through one table of 256 entries. Any number of channels is taken: what is a colour
+matter for three (grey is their ITU-R 601 luma) uses the mean of the channels for other counts.
+
+A function may return its argument when there is nothing to do.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from opsin.errors import OpsinError
+
+__all__ = [
+    "auto_contrast",
+    "blend",
+    "brightness",
+    "color",
+    "contrast",
+    "desaturate",
+    "equalize",
+    "gaussian_blur",
+    "invert",
+    "posterize",
+    "rotate",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "solarize",
+    "solarize_add",
+    "translate_x",
+    "translate_y",
+]
+
+RAMP = np.arange(256)
+BLACK = (0, 0, 0)
+BLOCK = 64  # rows at a time: what is computed in float64 stays in the cache
+# the other filter for affine maps is bicubic; the names of those for resizing alone (lanczos, ...) stand for it too
+AFFINE = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
+
+
+# --- by value ---------------------------------------------------------------------------------------------------------
+
+
+def invert(image: np.ndarray) -> np.ndarray:
+    """The negative."""
+    return ~image
+
+
+def posterize(image: np.ndarray, bits: int) -> np.ndarray:
+    """Keep the upper `bits` of every value: 8 or more changes nothing, 0 or less gives black."""
+    if bits >= 8:
+        return image
+    return image & np.uint8(256 - (1 << (8 - max(bits, 0))))
+
+
+def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
+    """Invert the values from `threshold` up."""
+    return _mapped(image, np.where(threshold > RAMP, RAMP, 255 - RAMP))
+
+
+def solarize_add(image: np.ndarray, amount: int, *, threshold: float = 128) -> np.ndarray:
+    """Add `amount` to the values below `threshold`, up to 255."""
+    return _mapped(image, np.where(threshold > RAMP, np.minimum(RAMP + amount, 255), RAMP))
+
+
+def brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Mix with black: 0 is black, 1 the image, more is brighter."""
+    return _mapped(image, _mix_table(0, factor))
+
+
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Mix with the image's mean grey: 0 is flat, 1 the image, more is harsher."""
+    mean = int(_grey(image).mean() + 0.5)
+    return _mapped(image, _mix_table(mean, factor))
+
+
+def auto_contrast(image: np.ndarray) -> np.ndarray:
+    """Stretch the values of each channel to 0..255."""
+
+    def table(plane: np.ndarray) -> np.ndarray | None:
+        low, high = int(plane.min()), int(plane.max())
+        if low == high:
+            return None
+        scale = 255.0 / (high - low)
+        return np.clip((RAMP * scale + -low * scale).astype(np.int64), 0, 255)
+
+    return _mapped_planes(image, table)
+
+
+def equalize(image: np.ndarray) -> np.ndarray:
+    """Spread the values of each channel so that every range of them is equally frequent."""
+
+    def table(plane: np.ndarray) -> np.ndarray | None:
+        counts = np.array(Image.fromarray(plane).histogram())
+        seen = counts[counts > 0]
+        step = int(seen.sum() - seen[-1]) // 255
+        if len(seen) == 1 or step == 0:
+            return None
+        below = np.cumsum(counts) - counts
+        return np.minimum((step // 2 + below) // step, 255)
+
+    return _mapped_planes(image, table)
+
+
+# --- colour and detail ------------------------------------------------------------------------------------------------
+
+
+def color(image: np.ndarray, factor: float) -> np.ndarray:
+    """Mix with the grey picture: 0 is grey, 1 the image, more is more colourful."""
+    if image.shape[2] == 1:
+        return image
+    return blend(np.repeat(_grey(image), image.shape[2], axis=1), image, factor)
+
+
+def desaturate(image: np.ndarray, factor: float) -> np.ndarray:
+    """Take colour away: 0 changes nothing, 1 or more is grey."""
+    return color(image, max(0.0, 1.0 - factor))
+
+
+def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Mix with the smoothed picture: 0 is smooth, 1 the image, more is sharper.
+
+    Smooth is the mean over a neighbourhood of 3x3 with the centre five times; the outermost pixels stay as they are.
+    """
+    if min(image.shape[:2]) < 3:
+        return image
+    total = image.astype(np.uint16)
+    total = total[:-2] + total[1:-1] + total[2:]
+    total = total[:, :-2] + total[:, 1:-1] + total[:, 2:]
+    total += image[1:-1, 1:-1] * np.uint16(4)
+    total += 6  # half of 13: to the nearest
+    smooth = image.copy()
+    smooth[1:-1, 1:-1] = total // 13
+    return blend(smooth, image, factor)
+
+
+def gaussian_blur(image: np.ndarray, radius: float) -> np.ndarray:
+    """A Gaussian of standard deviation `radius` pixels, approximated by three box filters."""
+    return _by_pillow(image, lambda picture, _: picture.filter(ImageFilter.GaussianBlur(radius)))
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def rotate(
+    image: np.ndarray, degrees: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Turn anticlockwise about the middle; what comes from outside has the colour `fill`, one value a channel."""
+    method = AFFINE.get(interpolation, Image.Resampling.BICUBIC)
+    _check_fill(image, fill)
+    return _by_pillow(image, lambda picture, pick: picture.rotate(degrees, method, fillcolor=pick(fill)))
+
+
+def shear_x(
+    image: np.ndarray, factor: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Row y takes its pixels from `factor * y` further right."""
+    return _slide(image, factor, 0.0, fill, interpolation)
+
+
+def shear_y(
+    image: np.ndarray, factor: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Column x takes its pixels from `factor * x` further down."""
+    return _turned(_slide(_turned(image), factor, 0.0, fill, interpolation))
+
+
+def translate_x(
+    image: np.ndarray, pixels: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Every pixel comes from `pixels` further right."""
+    return _slide(image, 0.0, pixels, fill, interpolation)
+
+
+def translate_y(
+    image: np.ndarray, pixels: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Every pixel comes from `pixels` further down."""
+    return _turned(_slide(_turned(image), 0.0, pixels, fill, interpolation))
+
+
+def _slide(image: np.ndarray, factor: float, pixels: float, fill: Sequence[int], interpolation: str) -> np.ndarray:
+    """Move the rows sideways: row y takes its pixels from `factor * (y + 0.5) + pixels` further right."""
+    _check_fill(image, fill)
+    if interpolation in AFFINE:
+        matrix, method = (1, factor, pixels, 0, 1, 0), AFFINE[interpolation]
+        return _by_pillow(
+            image, lambda im, pick: im.transform(im.size, Image.Transform.AFFINE, matrix, method, fillcolor=pick(fill))
+        )
+    out = np.empty_like(image)
+    for top in range(0, len(image), BLOCK):
+        rows = slice(top, top + BLOCK)
+        out[rows] = _slide_cubic(image[rows], factor, pixels, fill, top)
+    return out
+
+
+def _slide_cubic(image: np.ndarray, factor: float, pixels: float, fill: Sequence[int], top: int) -> np.ndarray:
+    """Pillow's bicubic for this map, which keeps rows whole: interpolating along them only takes half its time.
+
+    The pixels are the same: same positions in float64, same polynomial, same cut to whole values. `top` is the number
+    of the first row.
+    """
+    height, width, channels = image.shape
+    y = np.arange(height)
+    shift = factor * (y + (top + 0.5))
+    position = np.repeat(np.arange(width) + 0.5, channels) + shift[:, None] + pixels
+    whole = np.clip(np.floor(shift + pixels), -width - 2, width + 2).astype(np.int64)
+    fraction = position - (np.repeat(np.arange(width) + 0.5, channels) + whole[:, None])
+    # one long strip: every row with its edges twice more on each side, and a spare row at either end
+    row = (width + 4) * channels
+    strip = np.pad(image, ((1, 1), (2, 2), (0, 0)), mode="edge").reshape(-1)
+    windows = np.lib.stride_tricks.sliding_window_view(strip, (width + 3) * channels)
+    taps = windows[(y + 1) * row + (whole + 1) * channels].astype(np.int16)
+    before, here, after, beyond = (taps[:, i * channels : (i + width) * channels] for i in range(4))
+    # the cubic through `here` and `after` whose slopes are the differences of their neighbours (Keys 1981, a = -1)
+    value = (here - before - after + beyond) * fraction
+    value += 2 * (before - here) + after - beyond
+    value *= fraction
+    value += after - before
+    value *= fraction
+    value += here
+    np.clip(value, 0, 255, out=value)
+    inside = (position >= 0) & (position < width)
+    return np.where(inside, value.astype(np.uint8), np.tile(np.asarray(fill, np.uint8), width)).reshape(image.shape)
+
+
+def _turned(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image.transpose(1, 0, 2))
+
+
+def _check_fill(image: np.ndarray, fill: Sequence[int]) -> None:
+    if len(fill) != image.shape[2]:
+        raise OpsinError(f"fill {tuple(fill)} has {len(fill)} values for an image of {image.shape[2]} channels")
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------
+
+
+def _mapped(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Each value replaced by its entry in the table (256 of them); bytes do this faster than indexing."""
+    values = bytearray(image).translate(table.astype(np.uint8).tobytes())
+    return np.frombuffer(values, np.uint8).reshape(image.shape)
+
+
+def _mapped_planes(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
+    """Each channel through the table that is made for it; None leaves it alone."""
+    out = image.copy()
+    for i in range(image.shape[2]):
+        plane = np.ascontiguousarray(image[..., i])
+        entries = table(plane)
+        if entries is not None:
+            out[..., i] = _mapped(plane, entries)
+    return out
+
+
+def blend(ground: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+    """ground + factor * (image - ground), cut to 0..255 and to whole values; both may have any shape of equal size."""
+    flat = [Image.fromarray(a.reshape(image.shape[0], -1)) for a in (ground, image)]
+    return np.array(Image.blend(*flat, factor)).reshape(image.shape)
+
+
+def _mix_table(ground: int, factor: float) -> np.ndarray:
+    ramp = RAMP.astype(np.uint8)[None, :]
+    return blend(np.full_like(ramp, ground), ramp, factor)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """(H, W): luma of three channels, else the mean of the channels."""
+    if image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).convert("L"))
+    return image[..., 0] if image.shape[2] == 1 else np.rint(image.mean(axis=2)).astype(np.uint8)
+
+
+def _by_pillow(image: np.ndarray, function: Callable[[Image.Image, Callable], Image.Image]) -> np.ndarray:
+    """A Pillow function on three channels at once, else on one after the other.
+
+    `function(picture, pick)`: `pick` reduces one value a channel to those of the picture at hand.
+    """
+    if image.shape[2] == 3:
+        return np.array(function(Image.fromarray(image), tuple))
+    planes = [
+        np.asarray(function(Image.fromarray(np.ascontiguousarray(image[..., i])), lambda values, i=i: values[i]))
+        for i in range(image.shape[2])
+    ]
+    return np.stack(planes, axis=2)
