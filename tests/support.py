@@ -43,6 +43,8 @@ def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
     if "depth" in names and "w0" not in names:  # of a RegNet it decides the number of stages
         deep = config.depth
         small["depth"] = tuple(min(d, 2) for d in deep) if isinstance(deep, tuple) else min(deep, 3)
+    if isinstance(getattr(config, "num_kv_heads", None), tuple):  # three blocks with four heads of queries
+        small["num_kv_heads"] = (4, 2, 4)
     mixer = "num_blocks" in names and "img_size" in names  # of these the judge takes no other depths and widths
     if "embed_dim" in names and isinstance(config.embed_dim, int) and not mixer:
         small |= narrow(config)

@@ -43,6 +43,8 @@ def test_same_numbers(arch):
     small = shrink(arch, judged=True)
     # the judge takes the variance of EvoNorm and of filter response norm in float32, whatever the dtype
     limit = 1e-5 if "_frn" in arch else 1e-6 if "evos" in arch else 1e-9
+    if getattr(find_family(arch).variants[arch], "rope_type", "") == "dinov3":  # here its angles are always float32
+        limit = 1e-7
     theirs = randomize(timm.create_model(arch, num_classes=11, **small)).eval().double()
     ours = opsin.create_model(arch, num_classes=11, **small).eval().double()
     ours.load_state_dict(theirs.state_dict())

@@ -19,8 +19,12 @@ class PatchDropout(nn.Module):
         self.prob, self.num_prefix_tokens, self.ordered = prob, num_prefix_tokens, ordered
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.drop(x)[0]
+
+    def drop(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens that stay, and which patches these are (B, K); None where all do."""
         if not self.training or not self.prob:
-            return x
+            return x, None
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
         batch, count = patches.shape[:2]
         keep = max(1, int(count * (1.0 - self.prob)))
@@ -28,7 +32,7 @@ class PatchDropout(nn.Module):
         if self.ordered:
             index = index.sort(1).values
         patches = patches.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        return torch.cat((prefix, patches), 1)
+        return torch.cat((prefix, patches), 1), index
 
     def extra_repr(self) -> str:
         return f"prob={self.prob}"

@@ -76,10 +76,14 @@ class TokenModel(PatchModel):
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """All tokens after the closing norm. `attn_mask` goes to every block, as for scaled dot product attention."""
-        args = self.block_args(attn_mask, is_causal)
+        x, args = self.begin(x, attn_mask, is_causal)
         for stage in self.chain:
             x = run_stage(self, stage, x, self.grad_checkpointing, args)
         return x
+
+    def begin(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> tuple[Tensor, dict[str, Any]]:
+        """What enters the chain for images `x`, and the keywords of all blocks: here the images themselves."""
+        return x, self.block_args(attn_mask, is_causal)
 
     def block_args(self, attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
         """Keywords that every block is called with."""
@@ -114,7 +118,8 @@ class TokenModel(PatchModel):
             raise ValueError(
                 "patch dropout leaves holes in the maps while training: use eval(), or build with patch_drop_rate=0"
             )
-        size, args = (x.shape[-2], x.shape[-1]), self.block_args(attn_mask, is_causal)
+        size = (x.shape[-2], x.shape[-1])
+        x, args = self.begin(x, attn_mask, is_causal)
         x, taken = self.run_chain(x, indices, norm=norm, stop_early=stop_early, block_args=args)
         maps: list[Any] = [self.as_map(level, size, output_fmt) for level in taken]
         if return_prefix_tokens:

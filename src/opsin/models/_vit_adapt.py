@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from opsin.errors import WeightsError
 from opsin.layers.pos_embed import resample_abs_pos_embed, resample_patch_embed
 
-__all__ = ["adapt", "checkpoint_filter_fn"]
+__all__ = ["CLIP_RULES", "Rules", "adapt", "below", "checkpoint_filter_fn", "fit", "rename"]
 
 State = dict[str, Any]
 Rules = tuple[tuple[str, str], ...]
@@ -55,7 +55,7 @@ def _convert(given: Mapping[str, Any], model: Any, layer_scale: bool, how: dict[
         if layer_scale:
             key = re.sub(r"\bgamma_([0-9])", r"ls\1.gamma", key)
         out[key] = value
-    return _fit(out, model, how)
+    return fit(out, model, how)
 
 
 def _unwrap(state: State) -> State:
@@ -67,7 +67,7 @@ def _unwrap(state: State) -> State:
     return state
 
 
-def _fit(state: dict[str, Tensor], model: Any, how: dict[str, Any]) -> dict[str, Tensor]:
+def fit(state: dict[str, Tensor], model: Any, how: dict[str, Any]) -> dict[str, Tensor]:
     """Patch projection and position embedding at the model's sizes."""
     projection, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     embed, target = model.patch_embed, getattr(model, "pos_embed", None)
@@ -104,7 +104,7 @@ def _old_grid(count: int, projection: Tensor | None, model: Any) -> tuple[int, i
 # -- layouts -----------------------------------------------------------------------------------------------------------
 
 
-def _rename(items: Iterable[tuple[str, Any]], rules: Rules) -> State:
+def rename(items: Iterable[tuple[str, Any]], rules: Rules) -> State:
     out = {}
     for key, value in items:
         for old, new in rules:
@@ -113,7 +113,7 @@ def _rename(items: Iterable[tuple[str, Any]], rules: Rules) -> State:
     return out
 
 
-def _below(state: State, prefix: str) -> State:
+def below(state: State, prefix: str) -> State:
     return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
 
@@ -149,7 +149,7 @@ CLIP_RULES: Rules = (
 
 def _clip(state: State, model: Any, how: dict[str, Any]) -> State:
     prefix = next(k for k in state if k.endswith("class_embedding")).removesuffix("class_embedding")
-    out = _rename(_below(state, prefix).items(), CLIP_RULES)
+    out = rename(below(state, prefix).items(), CLIP_RULES)
     out["cls_token"] = out["cls_token"].reshape(1, 1, -1)
     out["pos_embed"] = out["pos_embed"].unsqueeze(0)
     return _as_head(out, out.pop("proj", None), transpose=True)
@@ -167,12 +167,12 @@ def _trunk(state: State, model: Any, how: dict[str, Any]) -> State:
     """OpenCLIP around a model of this layout."""
     prefix = next(k for k in state if ".trunk." in k).split("trunk.")[0]
     head = state.get(f"{prefix}head.proj.weight") if isinstance(model.head, nn.Linear) else None
-    return _as_head(_below(state, f"{prefix}trunk."), head)
+    return _as_head(below(state, f"{prefix}trunk."), head)
 
 
 def _dinov2(state: State, model: Any, how: dict[str, Any]) -> State:
     state = {k: v for k, v in state.items() if k != "mask_token"}
-    out = _rename(state.items(), ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")))
+    out = rename(state.items(), ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")))
     return _split_positions(out, out.pop("register_tokens", None))
 
 
@@ -206,7 +206,7 @@ def _beit3(state: State, model: Any, how: dict[str, Any]) -> State:
     """The vision branch (A) of the multiway network; its position table begins with two padding rows."""
     unused = ("beit3.text_embed.weight", "beit3.vision_embed.mask_token")
     kept = {k: v for k, v in state.items() if ".B." not in k and k not in unused}
-    out = _fuse_qkv(_rename(kept.items(), BEIT3_RULES))
+    out = _fuse_qkv(rename(kept.items(), BEIT3_RULES))
     return out | {"pos_embed": out["pos_embed"][2:].unsqueeze(0)}
 
 
@@ -222,7 +222,7 @@ AIMV2_RULES: Rules = (
 
 
 def _aimv2(state: State, model: Any, how: dict[str, Any]) -> State:
-    return _rename(state.items(), AIMV2_RULES)
+    return rename(state.items(), AIMV2_RULES)
 
 
 RADIO = "radio_model.model."
@@ -233,8 +233,8 @@ def _radio(state: State, model: Any, how: dict[str, Any]) -> State:
 
     The big square position table is resized to the larger side of the grid and cropped, as RADIO itself does.
     """
-    own = _below(state, RADIO)
-    generator = _below(own, "patch_generator.")
+    own = below(state, RADIO)
+    generator = below(own, "patch_generator.")
     weight, tokens = generator["embedder.weight"], generator["cls_token.token"]
     patch = math.isqrt(weight.shape[1] // 3)
     out = {k.replace(".grandma", ".gamma"): v for k, v in own.items() if k.startswith("blocks.")}
@@ -280,12 +280,12 @@ def _is_flax(state: State) -> bool:
 
 def _flax(state: State, model: Any, how: dict[str, Any]) -> State:
     prefix = next(k for k in state if k.endswith("embedding/kernel")).removesuffix("embedding/kernel")
-    state = _below(state, prefix)
+    state = below(state, prefix)
     stacked = {k: v for k, v in state.items() if k.startswith("Transformer/encoderblock/")}
     for key, value in stacked.items():  # all blocks in one array
         del state[key]
         state |= {key.replace("encoderblock", f"encoderblock_{i}"): part for i, part in enumerate(value)}
-    out = {k: _flax_tensor(k, v) for k, v in _rename(state.items(), FLAX_RULES).items()}
+    out = {k: _flax_tensor(k, v) for k, v in rename(state.items(), FLAX_RULES).items()}
     out = _fuse_qkv({re.sub(r"\.kernel$", ".weight", k): v for k, v in out.items()}, ("query", "key", "value"))
     pool = {k: out.pop(k) for k in list(out) if k.startswith("attn_pool.qkv.")}
     for key, value in pool.items():  # the pool keeps its query apart
@@ -355,7 +355,7 @@ def _hf(state: State, model: Any, how: dict[str, Any]) -> State:
     unused = re.compile(
         r"^(text_model\.|text_projection|logit_|visual_projection|pooler\.|\w+\.pooler\.)|(mask_token|position_ids)$"
     )
-    out = _fuse_qkv(_rename(((k, v) for k, v in state.items() if not unused.search(k)), HF_RULES))
+    out = _fuse_qkv(rename(((k, v) for k, v in state.items() if not unused.search(k)), HF_RULES))
     if out["pos_embed"].ndim == 2:
         out["pos_embed"] = out["pos_embed"].unsqueeze(0)
     if "cls_token" in out:
@@ -375,7 +375,7 @@ LAYOUTS: tuple[tuple[Callable[[State], bool], Callable[[State, Any, dict[str, An
     (_is_flax, _flax),
     (_has("class_embedding", "visual.class_embedding", "module.visual.class_embedding"), _clip),
     (_is_hf, _hf),
-    (_has("vision_encoder.mask_token"), lambda s, m, how: _dinov2(_below(s, "vision_encoder."), m, how)),
+    (_has("vision_encoder.mask_token"), lambda s, m, how: _dinov2(below(s, "vision_encoder."), m, how)),
     (_has("mask_token"), _dinov2),
     (lambda state: any(k.startswith("beit3.") for k in state), _beit3),
     (lambda state: any(k.startswith(("visual.trunk.", "module.visual.trunk.")) for k in state), _trunk),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,7 @@ class Config(ModelConfig):
 class VisionTransformer(TokenModel, config=Config):
     """Patch tokens, prefix tokens, `depth` blocks, a pooled linear head."""
 
-    positional = (
+    positional: ClassVar[tuple[str, ...]] = (
         "img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads",
         "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values",
         "class_token",
@@ -238,8 +238,12 @@ class VisionTransformer(TokenModel, config=Config):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """As for every model; the final norm stays before or behind the pool, where its trained values belong."""
-        self.config = replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
+        self.settle_norms()
         super().reset_classifier(num_classes, global_pool)
+
+    def settle_norms(self) -> None:
+        """Make the config say where the final norm is."""
+        self.config = replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
 
     def prune_intermediate_layers(
         self, indices: Any = 1, prune_norm: bool = False, prune_head: bool = True
