@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("opsin.cli.demo:demo", "classify the sample photos that the demo extra brings"),
     "list": ("opsin.cli.list:list_", "find models by name and by fact"),
     "info": ("opsin.cli.info:info", "show what is known about one model"),
+    "data": ("opsin.cli.data:data", "look at a dataset before anything is trained on it"),
     "download": ("opsin.cli.download:download", "fetch weights into folders for a machine without a network"),
 }
 
