@@ -13,7 +13,7 @@ from opsin.errors import OpsinError, did_you_mean
 __all__ = ["SPLIT_NAMES", "find_split", "split_kind", "stratified_split"]
 
 SPLIT_NAMES = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "trainval", "train-standard"),
     "validation": ("validation", "val", "valid", "eval", "evaluation", "dev"),
     "test": ("test", "testing"),
 }

@@ -16,9 +16,27 @@ __all__ = ["SCHEMES", "Reader", "Record", "Relabelled", "StreamReader", "Subset"
 # scheme -> the module beside this one and the function in it that opens a place
 SCHEMES = {
     "folder": "folder.open_folder",
+    "csv": "table.open_table",
+    "jsonl": "table.open_table",
+    "parquet": "table.open_table",
+    "tar": "tar.open_tar",
+    "wds": "webdataset.open_shards",
+    "hf": "hub.open_hub",
+    "hfds": "hub.open_hub",
+    "hfids": "hub.open_hub_stream",
+    "torch": "torchvision.open_torchvision",
     "digits": "digits.open_digits",
 }
-SUFFIXES: dict[str, str] = {}
+# what a path alone is, by its suffix; a folder otherwise
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".tar": "tar",
+}
 
 
 def open_reader(
@@ -46,11 +64,17 @@ def open_reader(
     """
     scheme, place = _parse(os.fspath(where))
     opener = _opener(scheme)
-    takes = list(inspect.signature(opener).parameters)[2:]
-    check_known(options, [*takes, "split", "class_map", "holdout", "seed"], owner=f"a dataset of {scheme}:")
+    takes = dict(list(inspect.signature(opener).parameters.items())[2:])
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        check_known(options, [*takes, "split", "class_map", "holdout", "seed"], owner=f"a dataset by {scheme}:")
+    numbers = None if class_map is None else ClassMap.of(class_map)
+    if "class_map" in takes:  # one that has to know the classes to read its labels
+        options["class_map"] = numbers
     reader, part = opener(place, split, **options)
-    if class_map is not None:
-        reader = _relabel(reader, ClassMap.of(class_map))
+    if numbers is not None and reader.task not in ("single", "multi"):
+        raise OpsinError(f"{reader}: the targets are {reader.task}, so there is nothing that a class_map could number")
+    if numbers is not None and "class_map" not in takes:
+        reader = _relabel(reader, numbers)
     return reader if part is None else _part_of(reader, part, holdout, seed)
 
 
@@ -75,8 +99,6 @@ def _opener(scheme: str) -> Callable[..., tuple[Any, str | None]]:
 
 
 def _relabel(reader: Any, class_map: ClassMap) -> Any:
-    if reader.task not in ("single", "multi"):
-        raise OpsinError(f"{reader}: the targets are {reader.task}, so there is nothing that a class_map could number")
     if reader.classes is None:
         raise OpsinError(f"{reader}: the classes have no names that a class_map could number")
     try:
@@ -90,9 +112,11 @@ def _relabel(reader: Any, class_map: ClassMap) -> Any:
     return Relabelled(reader, new, class_map.names, reader.task)
 
 
-def _part_of(reader: Any, part: str, holdout: float, seed: int) -> Reader:
+def _part_of(reader: Any, part: str, holdout: float, seed: int) -> Reader | StreamReader:
+    if isinstance(reader, StreamReader) and part == "validation":
+        raise OpsinError(f"{reader} has no split {part!r}, and none can be cut out of a stream")
     if isinstance(reader, StreamReader):
-        raise OpsinError(f"{reader} has no split {part!r}, and none can be cut out of a stream; say split=None for all")
+        return reader  # no part of which is for validation
     if holdout == 0 and part == "train":
         return reader
     targets = len(reader) if reader.targets is None else reader.targets

@@ -12,7 +12,7 @@ from opsin.data.readers.base import Reader, Record, Strings
 from opsin.data.split import find_split, split_kind
 from opsin.errors import OpsinError, did_you_mean, warn_user
 
-__all__ = ["Folder", "existing", "open_folder", "suffix_set", "walk"]
+__all__ = ["Folder", "existing", "number_folders", "open_folder", "suffix_set", "walk"]
 
 
 class Folder(Reader):
@@ -50,25 +50,14 @@ class Folder(Reader):
             raise OpsinError(f"{self}: no pictures in this folder (it holds {held or 'no files'}; looked for {looked})")
         folders = natural_order(found)
         self._names = Strings([f"{here}/{name}" if here else name for here in folders for name in found[here]])
-        if not labelled or folders == [""]:
+        place = number_folders(self, folders, classes) if labelled else None
+        if place is None:
             self.task = "unlabelled"
             return
-        if "" in found:
-            raise OpsinError(
-                f"{self}: {len(found[''])} pictures lie beside the class folders (first {found[''][0]}), so they have "
-                "no class: move them into one, or read all pictures without classes (labelled=False)"
-            )
         if bare and classes is None:
             listed = ", ".join(sorted(bare)[:5]) + (" …" if len(bare) > 5 else "")
             warn_user(f"{self}: {len(bare)} folders hold no pictures, so they are no classes: {listed}")
-        self.classes = tuple(folders if classes is None else classes)
-        place = self.class_to_idx
-        new = [here for here in folders if here not in place]
-        if new:
-            raise OpsinError(
-                f"{self}: {len(new)} folders are none of the {len(place)} classes: {', '.join(new[:5])}."
-                f"{did_you_mean(new[0], place)}"
-            )
+        self.classes = tuple(place)
         self.targets = np.repeat([place[here] for here in folders], [len(found[here]) for here in folders])
 
     def __str__(self) -> str:
@@ -103,6 +92,29 @@ def open_folder(
     # so that a class of which the split has no picture does not shift the numbers of the others
     classes = natural_order(walk(train, suffix_set(extensions))[0])
     return Folder(here, classes=classes, extensions=extensions), part
+
+
+def number_folders(
+    owner: object, folders: Iterable[str], classes: Iterable[str] | None = None
+) -> dict[str, int] | None:
+    """The class index of each folder that holds pictures; None where all of them lie at the top, "".
+
+    Raises `OpsinError` for pictures at the top beside folders, and for folders that are none of `classes`.
+    """
+    folders = natural_order(set(folders))
+    if folders == [""]:
+        return None
+    if "" in folders:
+        raise OpsinError(
+            f"{owner}: pictures lie beside the class folders, so they have no class: move them into one, "
+            "or read all pictures without classes (labelled=False)"
+        )
+    place = {name: i for i, name in enumerate(folders if classes is None else classes)}
+    new = [folder for folder in folders if folder not in place]
+    if new:
+        listed, hint = ", ".join(new[:5]), did_you_mean(new[0], place)
+        raise OpsinError(f"{owner}: {len(new)} folders are none of the {len(place)} classes: {listed}.{hint}")
+    return place
 
 
 def existing(where: str | os.PathLike[str]) -> str:

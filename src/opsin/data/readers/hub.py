@@ -1,0 +1,273 @@
+"""Datasets of the library `datasets`: by their name on the Hugging Face hub, a local folder, or one saved to disk."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from opsin.data.images import describe, read_bytes
+from opsin.data.labels import natural_order
+from opsin.data.readers.base import Reader, Record, StreamReader, Target, Targets, Task, Tuples
+from opsin.data.readers.table import IMAGE_COLUMNS, TARGET_COLUMNS
+from opsin.data.split import find_split
+from opsin.errors import ImageError, OpsinError, did_you_mean
+
+__all__ = ["Hub", "HubStream", "open_hub", "open_hub_stream"]
+
+SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
+FILES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+class Hub(Reader):
+    """A dataset whose samples have numbers.
+
+    Args:
+        data: a `datasets.Dataset`.
+        image: the column of pictures; by default the one of that type.
+        target: the column of labels; by default the one of class labels, else one with a usual name. None there is
+            leaves the pictures unlabelled. Class labels, whole numbers and text are classes, a list of them several
+            labels; fractions are regression.
+        name: of the dataset, for messages.
+
+    Raises:
+        OpsinError: no such column, or none with pictures.
+    """
+
+    def __init__(
+        self, data: Any, *, image: str | None = None, target: str | None = None, name: str = "dataset"
+    ) -> None:
+        self.label = name
+        self.image, self.column, data = _prepare(data, image, target, name)
+        self.data = data
+        if self.column is None:
+            self.task = "unlabelled"
+            return
+        feature = data.features[self.column]
+        self.task, self.classes = _kind(feature)
+        values = data.with_format("arrow")[self.column] if hasattr(data, "with_format") else data[self.column]
+        values = values[:].to_pylist() if hasattr(values[:], "to_pylist") else list(values)
+        self.targets = self._all_targets(values)
+
+    def __str__(self) -> str:
+        return self.label
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Record:
+        name = self.name(index)
+        try:
+            picture = self.data[int(index)][self.image]
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{name}: cannot be read ({error})") from error
+        return Record(_picture(picture, name), self.target(index), name)
+
+    def name(self, index: int) -> str:
+        return f"{self.label}[{index}]"
+
+    def _all_targets(self, values: list[Any]) -> Targets:
+        if self.task == "regression":
+            return np.array(values, dtype=np.float64)
+        many = self.task == "multi"
+        if self.classes is None:
+            labels = {v for row in values for v in row} if many else set(values)
+            if None in labels:
+                raise OpsinError(f"{self}: row {values.index(None)} has no {self.column}")
+            order = sorted(labels) if all(isinstance(v, int) for v in labels) else natural_order(labels)
+            self.classes = tuple(map(str, order))
+            place = {value: i for i, value in enumerate(order)}
+            values = [[place[v] for v in row] for row in values] if many else [place[v] for v in values]
+        if many:
+            return Tuples([sorted(set(row)) for row in values])
+        if None in values or any(not 0 <= v < len(self.classes) for v in values):
+            row = next(i for i, v in enumerate(values) if v is None or not 0 <= v < len(self.classes))
+            raise OpsinError(
+                f"{self}: label {values[row]} of row {row} is out of range for {len(self.classes)} classes"
+            )
+        return np.array(values, dtype=np.int64)
+
+
+class HubStream(StreamReader):
+    """A dataset that comes as a stream; as `Hub`, but only class labels and whole numbers are classes.
+
+    Args:
+        data: a `datasets.IterableDataset`.
+        length: samples an epoch, where it is known; by default what the dataset says of itself.
+        buffer: samples among which a shuffled stream draws the next.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        image: str | None = None,
+        target: str | None = None,
+        name: str = "dataset",
+        length: int | None = None,
+        buffer: int = 1000,
+    ) -> None:
+        self.label, self.buffer = name, buffer
+        self.image, self.column, self.data = _prepare(data, image, target, name)
+        if self.column is None:
+            self.task = "unlabelled"
+        else:
+            self.task, self.classes = _kind(self.data.features[self.column])
+        known = (data.info.splits or {}).get(str(data.split)) if data.info is not None else None
+        self.length = length if length is not None else known.num_examples or None if known else None
+
+    def __str__(self) -> str:
+        return self.label
+
+    def stream(
+        self, *, epoch: int = 0, part: int = 0, parts: int = 1, shuffle: bool = False, seed: int = 0
+    ) -> Iterator[Record | ImageError]:
+        from datasets.distributed import split_dataset_by_node
+
+        data = self.data
+        if shuffle:
+            data = data.shuffle(seed=seed, buffer_size=self.buffer)
+            data.set_epoch(epoch)
+        if parts > 1:
+            data = split_dataset_by_node(data, rank=part, world_size=parts)
+        number, rows = -1, iter(data)
+        while True:
+            number += 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # the library meets a damaged file with errors of many kinds; it ends there
+                yield ImageError(f"{self}: cut short or damaged after {number} samples of part {part} ({error})")
+                return
+            name = f"{self}[{part}:{number}]"
+            try:
+                yield Record(_picture(row[self.image], name), self._target(row, name), name)
+            except ImageError as error:
+                yield error
+
+    def _target(self, row: dict[str, Any], name: str) -> Target:
+        value = None if self.column is None else row[self.column]
+        if self.column is not None and value is None:
+            raise ImageError(f"{name}: no {self.column}")
+        labels = value if isinstance(value, list) else [value]
+        if self.task in ("single", "multi"):
+            for label in labels:
+                if not isinstance(label, int) or not 0 <= label < len(self.classes or range(label + 1)):
+                    raise ImageError(f"{name}: label {label!r} is out of range for {len(self.classes or ())} classes")
+        return tuple(sorted(set(value)) if self.task == "multi" else value) if isinstance(value, list) else value
+
+
+def open_hub(
+    where: str,
+    split: str | None,
+    *,
+    config: str | None = None,
+    image: str | None = None,
+    target: str | None = None,
+) -> tuple[Reader, str | None]:
+    """A name on the hub, a folder, a Parquet or Arrow file, or a folder of `save_to_disk`; `config` is a part by name.
+
+    `split` may be a slice in the library's own words too, such as "train[:10%]".
+    """
+    data, part = _load(where, split, config, streaming=False)
+    return Hub(data, image=image, target=target, name=describe(where)), part
+
+
+def open_hub_stream(
+    where: str,
+    split: str | None,
+    *,
+    config: str | None = None,
+    image: str | None = None,
+    target: str | None = None,
+    length: int | None = None,
+    buffer: int = 1000,
+) -> tuple[StreamReader, str | None]:
+    """As `open_hub`, but nothing is downloaded ahead."""
+    data, part = _load(where, split, config, streaming=True)
+    return HubStream(data, image=image, target=target, name=describe(where), length=length, buffer=buffer), part
+
+
+def _load(where: str, split: str | None, config: str | None, *, streaming: bool) -> tuple[Any, str | None]:
+    try:
+        import datasets
+    except ImportError:
+        raise OpsinError(f"{where}: this needs the library datasets: pip install opsin[data]") from None
+    path = os.path.expanduser(where)
+    suffix = os.path.splitext(path)[1].lower()
+    sliced = split if split and "[" in split else None
+    try:
+        if any(os.path.isfile(os.path.join(path, name)) for name in SAVED):
+            loaded = datasets.load_from_disk(path)
+            if sliced:
+                raise OpsinError(f"{where}: a dataset that was saved to disk has whole splits, not {split}")
+        elif suffix in FILES:
+            loaded = datasets.load_dataset(FILES[suffix], data_files=path, split=sliced, streaming=streaming)
+        else:
+            loaded = datasets.load_dataset(path, config, split=sliced, streaming=streaming)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, OpsinError):
+            raise
+        raise OpsinError(f"{where}: cannot be opened ({error})") from error
+    part = None
+    if isinstance(loaded, dict):
+        name, part = find_split(split, loaded, owner=where)
+        loaded = loaded[name]
+    elif not sliced:
+        _, part = find_split(split, (), owner=where)
+    if streaming and hasattr(loaded, "to_iterable_dataset"):
+        loaded = loaded.to_iterable_dataset(num_shards=max(1, min(64, len(loaded))))
+    return loaded, part
+
+
+def _prepare(data: Any, image: str | None, target: str | None, owner: str) -> tuple[str, str | None, Any]:
+    """The columns of picture and label, and the dataset with these alone, pictures encoded."""
+    from datasets import ClassLabel, Image
+
+    features = data.features
+    if features is None:  # a stream that has to be looked into
+        data = data._resolve_features()
+        features = data.features
+    for name in (image, target):
+        if name is not None and name not in features:
+            hint = did_you_mean(name, features)
+            raise OpsinError(f"{owner}: no column {name!r}.{hint} There are: {', '.join(features)}")
+    image = image or next((name for name, feature in features.items() if isinstance(feature, Image)), None)
+    image = image or next((name for name in IMAGE_COLUMNS if name in features), None)
+    if image is None:
+        raise OpsinError(f"{owner}: no column holds pictures; say image=, of: {', '.join(features)}")
+    if target is None:
+        labelled = [n for n, f in features.items() if isinstance(getattr(f, "feature", f), ClassLabel)]
+        target = next((name for name in (*labelled, *TARGET_COLUMNS) if name in features), None)
+    data = data.select_columns([image] if target is None else [image, target])
+    if isinstance(features[image], Image):
+        data = data.cast_column(image, Image(decode=False))
+    return image, target, data
+
+
+def _kind(feature: Any) -> tuple[Task, tuple[str, ...] | None]:
+    """Task and class names of a column of labels."""
+    inner = getattr(feature, "feature", None)
+    names = getattr(feature if inner is None else inner, "names", None)
+    dtype = getattr(feature if inner is None else inner, "dtype", "")
+    if dtype.startswith(("float", "double", "decimal")):
+        return "regression", None
+    return "single" if inner is None else "multi", tuple(names) if names else None
+
+
+def _picture(value: Any, name: str) -> Any:
+    """Bytes of a stored picture, an array as it is."""
+    if isinstance(value, dict):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise ImageError(f"{name}: no picture")
+    if isinstance(value, bytes) and not value:
+        raise ImageError(f"{name}: empty (0 bytes)")
+    if isinstance(value, str):
+        return read_bytes(value)
+    return (
+        np.asarray(value, dtype=np.uint8)
+        if isinstance(value, list | Sequence) and not isinstance(value, bytes)
+        else value
+    )
