@@ -30,7 +30,7 @@ from opsin.layers.pos_embed import (
     resample_patch_embed,
     resize_rel_pos_bias_table,
 )
-from opsin.layers.rel_pos_bias import RelPosTable, relative_position_index
+from opsin.layers.rel_pos_bias import RelPosBias, RelPosMlp, RelPosTable, log_offsets, relative_position_index
 from opsin.layers.weight_init import lecun_normal_, skip_init, trunc_normal_, variance_scaling_
 
 __all__ = [
@@ -54,6 +54,8 @@ __all__ = [
     "PatchDropout",
     "PatchEmbed",
     "QuickGELU",
+    "RelPosBias",
+    "RelPosMlp",
     "RelPosTable",
     "RmsNorm",
     "RmsNorm2d",
@@ -71,6 +73,7 @@ __all__ = [
     "get_act_layer",
     "get_norm_layer",
     "lecun_normal_",
+    "log_offsets",
     "make_divisible",
     "relative_position_index",
     "resample_abs_pos_embed",

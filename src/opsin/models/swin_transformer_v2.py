@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from opsin.layers.drop import DropPath
 from opsin.layers.mlp import Mlp
-from opsin.layers.rel_pos_bias import relative_position_index
+from opsin.layers.rel_pos_bias import log_offsets, relative_position_index
 from opsin.models._family import Family
 from opsin.models._swin import Size, SwinConfig, SwinModel, WindowBlock, adapt
 from opsin.models._vit_init import init_plain
@@ -23,17 +23,6 @@ __all__ = ["Config", "SwinTransformerV2", "SwinTransformerV2Block", "WindowAtten
 class Config(SwinConfig):
     act_layer: Any = "gelu"
     pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)  # in which offsets are counted, per stage; 0: the window's
-
-
-def log_offsets(window: Size, trained: int) -> Tensor:
-    """All offsets in a window (1, 2h - 1, 2w - 1, 2), log-spaced so that those of the trained window are -1 to 1."""
-    sides = []
-    for side in window:
-        far = max((trained or side) - 1, 1)
-        offset = torch.arange(1 - side, side, dtype=torch.float32) / far * 8
-        sides.append(offset.sign() * torch.log2(offset.abs() + 1) / 3)
-    grid = (len(sides[0]), len(sides[1]))
-    return torch.stack([sides[0][:, None].expand(grid), sides[1][None].expand(grid)], -1)[None]
 
 
 class WindowAttention(nn.Module):
@@ -75,7 +64,7 @@ class WindowAttention(nn.Module):
     def reset_buffers(self) -> None:
         """Compute offsets and index again."""
         like = self.logit_scale
-        self.relative_coords_table = log_offsets(self.window_size, self.pretrained_window_size).to(like)
+        self.relative_coords_table = log_offsets(self.window_size, self.pretrained_window_size)[None].to(like)
         self.relative_position_index = relative_position_index(self.window_size).to(like.device)
         if self.k_bias is not None:
             self.k_bias = torch.zeros_like(self.k_bias, device=like.device)
