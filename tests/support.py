@@ -1,6 +1,6 @@
 """What the tests share: families, small variants of them, seeded weights."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -56,12 +56,27 @@ def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
         small |= {"stem_size": 8, "num_features": 192}
     if arch.startswith("pnasnet") and not judged:
         small |= {"stem_size": 8, "num_features": 160}
-    if "img_size" in names:
+    if hasattr(config, "self_attn_layer"):  # a ByobNet
+        rows = (row[:4] if isinstance(row, tuple) else replace(row, d=min(row.d, 2)) for row in config.blocks)
+        small["blocks"] = tuple(rows)
+    if getattr(config, "img_size", None):
         patch = getattr(config, "patch_size", 32)
         patch = patch if isinstance(patch, int) else patch[0]
         scale = 8 if "depths" in names else 1  # stages halve the map
         small["img_size"] = (4 * scale * patch, 5 * scale * patch)
+        if judged and attends_in_blocks(config):
+            small["img_size"] = (256, 256)
+    if "stem_width" in names and "block_type" in names:  # CoAtNet and MaxViT: widths for heads of 32, windows of 2x3
+        small |= {"embed_dim": (32, 64, 128, 256), "stem_width": (16, 32), "img_size": (64, 96)}
     return small
+
+
+def attends_in_blocks(config: Any) -> bool:
+    """Whether the judge needs maps whose sides are multiples of 8."""
+    if not hasattr(config, "self_attn_layer"):
+        return False
+    blocks = [block for row in config.blocks for block in (row if isinstance(row, tuple) else (row,))]
+    return config.attn_layer == "bat" or "halo" in [part.self_attn_layer for part in (config, *blocks)]
 
 
 def narrow(config: Any) -> dict[str, Any]:
@@ -72,9 +87,10 @@ def narrow(config: Any) -> dict[str, Any]:
     return {"embed_dim": 64} if heads is None else {"embed_dim": 64, "num_heads": 4}
 
 
-def image_size(arch: str) -> tuple[int, int]:
-    """A small, not square size that the shrunk architecture takes."""
-    return shrink(arch).get("img_size", (96, 128))
+def image_size(arch: str, *, judged: bool = False) -> tuple[int, int]:
+    """A small size that the shrunk architecture takes, not square where that can be."""
+    plain = (256, 256) if judged and attends_in_blocks(find_family(arch).variants[arch]) else (96, 128)
+    return shrink(arch, judged=judged).get("img_size", plain)
 
 
 def build(family: str, **kwargs: Any) -> Any:

@@ -1,23 +1,20 @@
 """Channel attention: squeeze and excitation (https://arxiv.org/abs/1709.01507), ECA (https://arxiv.org/abs/1910.03151),
-global context (https://arxiv.org/abs/1904.11492)."""
+global context (https://arxiv.org/abs/1904.11492); and the table of them by name."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
 from opsin.layers.act import create_act
+from opsin.layers.bilinear_attn import BatNonLocalAttn
+from opsin.layers.divisible import make_divisible
 from opsin.layers.norm import LayerNorm2d, get_norm_layer
 
 __all__ = ["EcaModule", "EffectiveSEModule", "GlobalContext", "SEModule", "create_attn", "make_divisible"]
-
-
-def make_divisible(value: float, divisor: int = 8, *, min_value: int | None = None, round_limit: float = 0.9) -> int:
-    """Round to the nearest multiple of `divisor`, never below `min_value` nor below `round_limit` of the value."""
-    rounded = max(min_value or divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < round_limit * value else rounded
 
 
 class SEModule(nn.Module):
@@ -78,11 +75,16 @@ class ContextMlp(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """`(B, C, H, W)` gated by a mean over positions that are weighted by one attention map."""
+    """`(B, C, H, W)` gated by (`fuse_scale`), or plus (`fuse_add`), an MLP of its mean over positions.
+
+    The positions are weighted by one attention map.
+    """
 
     def __init__(
         self,
         channels: int,
+        fuse_add: bool = False,
+        fuse_scale: bool = True,
         rd_ratio: float = 1 / 8,
         rd_channels: int | None = None,
         rd_divisor: int = 1,
@@ -92,13 +94,16 @@ class GlobalContext(nn.Module):
         super().__init__()
         rd_channels = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
         self.conv_attn = nn.Conv2d(channels, 1, 1)
-        self.mlp_scale = ContextMlp(channels, rd_channels, act_layer)
+        self.mlp_add = ContextMlp(channels, rd_channels, act_layer) if fuse_add else None
+        self.mlp_scale = ContextMlp(channels, rd_channels, act_layer) if fuse_scale else None
         self.gate = create_act(gate_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.conv_attn(x).flatten(2).softmax(-1)  # (B, 1, HW)
-        context = x.flatten(2) @ weights.transpose(1, 2)  # (B, C, 1)
-        return x * self.gate(self.mlp_scale(context.unsqueeze(-1)))
+        context = (x.flatten(2) @ weights.transpose(1, 2)).unsqueeze(-1)  # (B, C, 1, 1)
+        if self.mlp_scale is not None:
+            x = x * self.gate(self.mlp_scale(context))
+        return x if self.mlp_add is None else x + self.mlp_add(context)
 
 
 class EffectiveSEModule(nn.Module):
@@ -118,6 +123,8 @@ ATTNS: dict[str, Callable[..., nn.Module]] = {
     "eca": EcaModule,
     "ese": EffectiveSEModule,
     "gc": GlobalContext,
+    "gca": partial(GlobalContext, fuse_add=True, fuse_scale=False),
+    "bat": BatNonLocalAttn,
 }
 
 

@@ -15,6 +15,7 @@ from opsin.layers.norm import GroupNorm, LayerNorm2d
 __all__ = [
     "BatchNormAct2d",
     "EvoNorm2dS0",
+    "EvoNorm2dS0a",
     "FilterResponseNormTlu2d",
     "GroupNormAct",
     "LayerNormAct2d",
@@ -93,15 +94,31 @@ class EvoNorm2dS0(nn.Module):
         if self.v is not None:
             nn.init.ones_(self.v)
 
+    def std(self, x: Tensor) -> Tensor:
+        """Of each group of channels, for each channel (B, C, 1, 1)."""
+        exact = torch.promote_types(x.dtype, torch.float32)  # a variance in half precision is worth little
+        groups = x.to(exact).reshape(x.shape[0], self.num_groups, -1)
+        std = (groups.var(-1, correction=0) + self.eps).sqrt().to(x.dtype)
+        return std.repeat_interleave(x.shape[1] // self.num_groups, 1)[:, :, None, None]
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return x if self.v is None else x * torch.sigmoid(self.v.view(-1, 1, 1) * x) / self.std(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        channels = (-1, 1, 1)
-        if self.v is not None:
-            exact = torch.promote_types(x.dtype, torch.float32)  # a variance in half precision is worth little
-            groups = x.to(exact).reshape(x.shape[0], self.num_groups, -1)
-            std = (groups.var(-1, correction=0) + self.eps).sqrt().to(x.dtype)
-            std = std.repeat_interleave(x.shape[1] // self.num_groups, 1)[:, :, None, None]
-            x = x * torch.sigmoid(self.v.view(channels) * x) / std
-        return x * self.weight.view(channels) + self.bias.view(channels)
+        return self.normalize(x) * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+class EvoNorm2dS0a(EvoNorm2dS0):
+    """EvoNorm S0 that divides by the standard deviation in any case, also with `apply_act=False`."""
+
+    def __init__(
+        self, num_channels: int, num_groups: int = 32, eps: float = 1e-3, group_size: int | None = None, *,
+        apply_act: bool = True, act_layer: Act = "silu",
+    ) -> None:  # fmt: skip
+        super().__init__(num_channels, num_groups, eps, group_size, apply_act=apply_act, act_layer=act_layer)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return x / self.std(x) if self.v is None else super().normalize(x)
 
 
 class FilterResponseNormTlu2d(nn.Module):
@@ -144,6 +161,7 @@ NORM_ACTS: dict[str, Callable[..., nn.Module]] = {
     "layernorm2d": LayerNormAct2d,
     "layernormact2d": LayerNormAct2d,
     "evonorm2ds0": EvoNorm2dS0,
+    "evonorm2ds0a": EvoNorm2dS0a,
     "filterresponsenormtlu2d": FilterResponseNormTlu2d,
 }
 

@@ -17,7 +17,7 @@ def merge_branches(branches: Sequence[Branch]) -> nn.Conv2d:
     """One convolution for the sum of `branches`, as they are in evaluation.
 
     A branch is a convolution (None: the input as it is) and the batch norm behind it (None: there is none). They share
-    stride and groups and keep the size (divided by the stride); at least one is a convolution.
+    stride and groups and keep the size (divided by the stride); at least one is a convolution, dilated as may be.
     """
     like = max((conv for conv, _ in branches if conv is not None), key=lambda conv: conv.kernel_size)
     height, width = like.kernel_size
@@ -32,8 +32,8 @@ def merge_branches(branches: Sequence[Branch]) -> nn.Conv2d:
         up, left = (height - own.shape[2]) // 2, (width - own.shape[3]) // 2
         kernel += F.pad(own, (left, left, up, up))
         bias += shift
-    shape, pad, step = (height, width), (height // 2, width // 2), (like.stride[0], like.stride[1])
-    merged = nn.Conv2d(like.in_channels, like.out_channels, shape, step, pad, groups=like.groups)
+    spacing: Any = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation, "groups": like.groups}
+    merged = nn.Conv2d(like.in_channels, like.out_channels, (height, width), **spacing)
     merged.to(device=like.weight.device, dtype=like.weight.dtype)
     merged.weight.copy_(kernel)
     merged.bias.copy_(bias)  # type: ignore[union-attr]

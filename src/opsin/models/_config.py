@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, Self
 
 from opsin.errors import OpsinError, check_known
@@ -40,13 +40,17 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, ready for JSON."""
-        out = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            default = f.default_factory() if f.default_factory is not MISSING else f.default
-            if default is MISSING or value != default:
-                out[f.name] = _plain(value, f.name)
-        return out
+        return _changed(self)
+
+
+def _changed(record: Any) -> dict[str, Any]:
+    out = {}
+    for f in fields(record):
+        value = getattr(record, f.name)
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if default is MISSING or value != default:
+            out[f.name] = _plain(value, f.name)
+    return out
 
 
 def _plain(value: Any, field: str) -> Any:
@@ -59,4 +63,6 @@ def _plain(value: Any, field: str) -> Any:
         return [_plain(v, field) for v in value]
     if inspect.isclass(value):
         return value.__name__
+    if is_dataclass(value):
+        return _changed(value)
     raise OpsinError(f"config field {field}={value!r} cannot be written to a file; pass it by name instead")

@@ -211,7 +211,7 @@ class FeatureHookNet(nn.Module):
     ) -> None:
         super().__init__()
         if input_size is None:
-            side = getattr(getattr(model, "config", None), "img_size", 224)
+            side = getattr(getattr(model, "config", None), "img_size", None) or 224
             input_size = (input_channels(model), *(side if isinstance(side, tuple | list) else (side, side)))
         if isinstance(out_indices, list | tuple) and out_indices and all(isinstance(n, str) for n in out_indices):
             names = list(out_indices)
