@@ -12,6 +12,7 @@ __all__ = [
     "UnknownArgumentError",
     "UnknownModelError",
     "WeightsError",
+    "check_choice",
     "check_known",
     "did_you_mean",
     "warn_user",
@@ -44,6 +45,14 @@ def did_you_mean(word: str, options: Iterable[str], *, limit: int = 3) -> str:
     """A question with the nearest of `options`, or an empty string when nothing is near."""
     near = get_close_matches(word, list(options), n=limit, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def check_choice(word: str, options: Iterable[str], *, what: str, where: str = "") -> None:
+    """Raise `UnknownArgumentError` unless `word`, which says `what` (in the text `where`), is one of `options`."""
+    options = list(options)
+    if word not in options:
+        hint = did_you_mean(word, options) or f" It can be {', '.join(options)}."
+        raise UnknownArgumentError(f"no {what} {word!r}{f' (in {where!r})' if where else ''}.{hint}")
 
 
 def check_known(given: Iterable[str], known: Iterable[str], *, owner: str) -> None:

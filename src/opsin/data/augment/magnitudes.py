@@ -83,27 +83,28 @@ def _factor_increasing(function: Callable[[np.ndarray, float], np.ndarray]) -> A
     return lambda image, level, setting, rng: function(image, max(0.1, 1 + _signed(level * 0.9, rng)))
 
 
-def _moved(function: Callable[..., np.ndarray], reach: Callable[[Setting, np.ndarray], float]) -> Apply:
-    """A geometric operation, either way, by as much as `reach` times the level."""
+def _moved(function: Callable[..., np.ndarray], amount: Callable[[float, Setting, np.ndarray], float]) -> Apply:
+    """A geometric operation, either way, by the amount that follows from level, setting and image."""
 
     def apply(image: np.ndarray, level: float, setting: Setting, rng: np.random.Generator) -> np.ndarray:
-        amount = _signed(level * reach(setting, image), rng)
+        signed = _signed(amount(level, setting, image), rng)
         names = setting.interpolation
         interpolation = names[rng.integers(len(names))] if len(names) > 1 else names[0]
-        return function(image, amount, fill=setting.fill, interpolation=interpolation)
+        return function(image, signed, fill=setting.fill, interpolation=interpolation)
 
     return apply
 
 
 def _blur_up_to(image: np.ndarray, level: float, setting: Setting, rng: np.random.Generator) -> np.ndarray:
-    return ops.gaussian_blur(image, rng.uniform(*sorted((0.1, 2.0 * min(level, 1)))))
+    low, high = sorted((0.1, 2.0 * min(level, 1)))
+    return ops.gaussian_blur(image, rng.uniform(low, high))
 
 
 OPERATIONS: dict[str, Apply] = {
     "AutoContrast": _plain(ops.auto_contrast),
     "Equalize": _plain(ops.equalize),
     "Invert": _plain(ops.invert),
-    "Rotate": _moved(ops.rotate, lambda setting, image: 30),
+    "Rotate": _moved(ops.rotate, lambda level, setting, image: level * 30),
     "Posterize": _with(ops.posterize, lambda level: int(level * 4)),
     "PosterizeIncreasing": _with(ops.posterize, lambda level: 4 - int(level * 4)),
     "PosterizeOriginal": _with(ops.posterize, lambda level: 4 + int(level * 4)),
@@ -118,12 +119,16 @@ OPERATIONS: dict[str, Apply] = {
     "BrightnessIncreasing": _factor_increasing(ops.brightness),
     "Sharpness": _factor(ops.sharpness),
     "SharpnessIncreasing": _factor_increasing(ops.sharpness),
-    "ShearX": _moved(ops.shear_x, lambda setting, image: 0.3),
-    "ShearY": _moved(ops.shear_y, lambda setting, image: 0.3),
-    "TranslateX": _moved(ops.translate_x, lambda setting, image: setting.translate_pixels),
-    "TranslateY": _moved(ops.translate_y, lambda setting, image: setting.translate_pixels),
-    "TranslateXRel": _moved(ops.translate_x, lambda setting, image: setting.translate_share * image.shape[1]),
-    "TranslateYRel": _moved(ops.translate_y, lambda setting, image: setting.translate_share * image.shape[0]),
+    "ShearX": _moved(ops.shear_x, lambda level, setting, image: level * 0.3),
+    "ShearY": _moved(ops.shear_y, lambda level, setting, image: level * 0.3),
+    "TranslateX": _moved(ops.translate_x, lambda level, setting, image: level * setting.translate_pixels),
+    "TranslateY": _moved(ops.translate_y, lambda level, setting, image: level * setting.translate_pixels),
+    "TranslateXRel": _moved(
+        ops.translate_x, lambda level, setting, image: level * setting.translate_share * image.shape[1]
+    ),
+    "TranslateYRel": _moved(
+        ops.translate_y, lambda level, setting, image: level * setting.translate_share * image.shape[0]
+    ),
     "Desaturate": _with(ops.desaturate, lambda level: min(1, 0.5 + 0.5 * level)),
     "GaussianBlur": _with(ops.gaussian_blur, lambda level: min(2, 0.1 + 1.9 * level)),
     "GaussianBlurRand": _blur_up_to,

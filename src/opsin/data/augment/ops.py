@@ -11,7 +11,7 @@ A function may return its argument when there is nothing to do.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from opsin.errors import OpsinError
 
@@ -38,7 +38,6 @@ __all__ = [
 
 RAMP = np.arange(256)
 BLACK = (0, 0, 0)
-BLOCK = 64  # rows at a time: what is computed in float64 stays in the cache
 # the other filter for affine maps is bicubic; the names of those for resizing alone (lanczos, ...) stand for it too
 AFFINE = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
 
@@ -81,30 +80,12 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def auto_contrast(image: np.ndarray) -> np.ndarray:
     """Stretch the values of each channel to 0..255."""
-
-    def table(plane: np.ndarray) -> np.ndarray | None:
-        low, high = int(plane.min()), int(plane.max())
-        if low == high:
-            return None
-        scale = 255.0 / (high - low)
-        return np.clip((RAMP * scale + -low * scale).astype(np.int64), 0, 255)
-
-    return _mapped_planes(image, table)
+    return _by_pillow(image, lambda picture, _: ImageOps.autocontrast(picture))
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
     """Spread the values of each channel so that every range of them is equally frequent."""
-
-    def table(plane: np.ndarray) -> np.ndarray | None:
-        counts = np.array(Image.fromarray(plane).histogram())
-        seen = counts[counts > 0]
-        step = int(seen.sum() - seen[-1]) // 255
-        if len(seen) == 1 or step == 0:
-            return None
-        below = np.cumsum(counts) - counts
-        return np.minimum((step // 2 + below) // step, 255)
-
-    return _mapped_planes(image, table)
+    return _by_pillow(image, lambda picture, _: ImageOps.equalize(picture))
 
 
 # --- colour and detail ------------------------------------------------------------------------------------------------
@@ -114,6 +95,8 @@ def color(image: np.ndarray, factor: float) -> np.ndarray:
     """Mix with the grey picture: 0 is grey, 1 the image, more is more colourful."""
     if image.shape[2] == 1:
         return image
+    if image.shape[2] == 3:
+        return _by_pillow(image, lambda picture, _: ImageEnhance.Color(picture).enhance(factor))
     return blend(np.repeat(_grey(image), image.shape[2], axis=1), image, factor)
 
 
@@ -167,7 +150,7 @@ def shear_y(
     image: np.ndarray, factor: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
 ) -> np.ndarray:
     """Column x takes its pixels from `factor * x` further down."""
-    return _turned(_slide(_turned(image), factor, 0.0, fill, interpolation))
+    return _slide(image, factor, 0.0, fill, interpolation, turned=True)
 
 
 def translate_x(
@@ -181,56 +164,52 @@ def translate_y(
     image: np.ndarray, pixels: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
 ) -> np.ndarray:
     """Every pixel comes from `pixels` further down."""
-    return _turned(_slide(_turned(image), 0.0, pixels, fill, interpolation))
+    return _slide(image, 0.0, pixels, fill, interpolation, turned=True)
 
 
-def _slide(image: np.ndarray, factor: float, pixels: float, fill: Sequence[int], interpolation: str) -> np.ndarray:
-    """Move the rows sideways: row y takes its pixels from `factor * (y + 0.5) + pixels` further right."""
+def _slide(
+    image: np.ndarray, factor: float, pixels: float, fill: Sequence[int], interpolation: str, *, turned: bool = False
+) -> np.ndarray:
+    """Row y takes its pixels from `factor * (y + 0.5) + pixels` further right; `turned`: columns, further down."""
     _check_fill(image, fill)
     if interpolation in AFFINE:
-        matrix, method = (1, factor, pixels, 0, 1, 0), AFFINE[interpolation]
+        matrix = (1, 0, 0, factor, 1, pixels) if turned else (1, factor, pixels, 0, 1, 0)
+        method = AFFINE[interpolation]
         return _by_pillow(
             image, lambda im, pick: im.transform(im.size, Image.Transform.AFFINE, matrix, method, fillcolor=pick(fill))
         )
-    out = np.empty_like(image)
-    for top in range(0, len(image), BLOCK):
-        rows = slice(top, top + BLOCK)
-        out[rows] = _slide_cubic(image[rows], factor, pixels, fill, top)
-    return out
+    axes = (1, 0, 2) if turned else (0, 1, 2)
+    return np.ascontiguousarray(_slide_cubic(image.transpose(axes), factor, pixels, fill).transpose(axes))
 
 
-def _slide_cubic(image: np.ndarray, factor: float, pixels: float, fill: Sequence[int], top: int) -> np.ndarray:
-    """Pillow's bicubic for this map, which keeps rows whole: interpolating along them only takes half its time.
+def _slide_cubic(image: np.ndarray, factor: float, pixels: float, fill: Sequence[int]) -> np.ndarray:
+    """Pillow's bicubic for rows that move as a whole: interpolating along them only takes a fraction of its time.
 
-    The pixels are the same: same positions in float64, same polynomial, same cut to whole values. `top` is the number
-    of the first row.
+    The pixels are the same: same positions in float64, same polynomial, same cut to whole values.
     """
     height, width, channels = image.shape
-    y = np.arange(height)
-    shift = factor * (y + (top + 0.5))
-    position = np.repeat(np.arange(width) + 0.5, channels) + shift[:, None] + pixels
-    whole = np.clip(np.floor(shift + pixels), -width - 2, width + 2).astype(np.int64)
-    fraction = position - (np.repeat(np.arange(width) + 0.5, channels) + whole[:, None])
-    # one long strip: every row with its edges twice more on each side, and a spare row at either end
-    row = (width + 4) * channels
-    strip = np.pad(image, ((1, 1), (2, 2), (0, 0)), mode="edge").reshape(-1)
-    windows = np.lib.stride_tricks.sliding_window_view(strip, (width + 3) * channels)
-    taps = windows[(y + 1) * row + (whole + 1) * channels].astype(np.int16)
-    before, here, after, beyond = (taps[:, i * channels : (i + width) * channels] for i in range(4))
-    # the cubic through `here` and `after` whose slopes are the differences of their neighbours (Keys 1981, a = -1)
-    value = (here - before - after + beyond) * fraction
-    value += 2 * (before - here) + after - beyond
-    value *= fraction
-    value += after - before
-    value *= fraction
-    value += here
-    np.clip(value, 0, 255, out=value)
+    rows, centres = np.arange(height), np.arange(width) + 0.5
+    shift = factor * (rows + 0.5)
+    position = centres + shift[:, None] + pixels
     inside = (position >= 0) & (position < width)
-    return np.where(inside, value.astype(np.uint8), np.tile(np.asarray(fill, np.uint8), width)).reshape(image.shape)
-
-
-def _turned(image: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(image.transpose(1, 0, 2))
+    whole = np.clip(np.floor(shift + pixels), -width - 2, width + 2).astype(np.int64)
+    fraction = position - (centres + whole[:, None])
+    # a plane as one long strip: every row with its edges twice more on each side, and a spare row at either end
+    starts = (rows + 1) * (width + 4) + whole + 1
+    out = np.empty((channels, height, width), np.uint8)
+    for plane, moved, colour in zip(image.transpose(2, 0, 1), out, fill, strict=True):
+        strip = np.pad(plane, ((1, 1), (2, 2)), mode="edge").reshape(-1)
+        taps = np.lib.stride_tricks.sliding_window_view(strip, width + 3)[starts].astype(np.int16)
+        before, here, after, beyond = (taps[:, i : i + width] for i in range(4))
+        # the cubic through `here` and `after` whose slopes are the differences of their neighbours (Keys 1981, a = -1)
+        value = (here - before - after + beyond) * fraction
+        value += 2 * (before - here) + after - beyond
+        value *= fraction
+        value += after - before
+        value *= fraction
+        value += here
+        moved[:] = np.where(inside, value.clip(0, 255).astype(np.uint8), np.uint8(colour))
+    return out.transpose(1, 2, 0)
 
 
 def _check_fill(image: np.ndarray, fill: Sequence[int]) -> None:
@@ -247,21 +226,10 @@ def _mapped(image: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.frombuffer(values, np.uint8).reshape(image.shape)
 
 
-def _mapped_planes(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
-    """Each channel through the table that is made for it; None leaves it alone."""
-    out = image.copy()
-    for i in range(image.shape[2]):
-        plane = np.ascontiguousarray(image[..., i])
-        entries = table(plane)
-        if entries is not None:
-            out[..., i] = _mapped(plane, entries)
-    return out
-
-
 def blend(ground: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
     """ground + factor * (image - ground), cut to 0..255 and to whole values; both may have any shape of equal size."""
-    flat = [Image.fromarray(a.reshape(image.shape[0], -1)) for a in (ground, image)]
-    return np.array(Image.blend(*flat, factor)).reshape(image.shape)
+    low, high = (Image.fromarray(pixels.reshape(image.shape[0], -1)) for pixels in (ground, image))
+    return np.array(Image.blend(low, high, factor)).reshape(image.shape)
 
 
 def _mix_table(ground: int, factor: float) -> np.ndarray:

@@ -6,7 +6,8 @@ mean what they mean in `timm`:
 - `rand`: RandAugment (Cubuk et al. 2020): `n` operations (2), each done with probability `p` (0.5), drawn evenly from
   a set. `m` is the magnitude (10), `mstd` its deviation (0; above 100 is even between 0 and `m`), `mmax` its limit
   (10). `inc1` takes the Increasing set. `tweights`, `t3a` and `t3aw` take the sets of those names; in the weighted
-  ones no operation is drawn twice for a picture. `w0` weighs the set that `inc` chose as `tweights` does.
+  ones no operation is drawn twice for a picture. `w0` weighs the set that `inc` chose as `tweights` does. Operations
+  by name make a set of one's own: `tRotate+Invert`.
 - `original`, `v0`: AutoAugment (Cubuk et al. 2019), the ImageNet policy of the paper and that of the TPU code;
   `originalr`, `v0r` have Posterize the right way round. `3a`: 3-Augment (Touvron et al. 2022). Option: `mstd`.
 - `augmix`: AugMix (Hendrycks et al. 2020): `w` chains (3) of `d` operations (1 to 3 at random), mixed by weights drawn
@@ -23,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from opsin.data.augment.magnitudes import Operation, Setting
+from opsin.data.augment.magnitudes import OPERATIONS, Operation, Setting
 from opsin.data.augment.ops import blend
-from opsin.errors import OpsinError, did_you_mean
+from opsin.data.preprocess import FILTERS
+from opsin.errors import OpsinError, check_choice
 
 __all__ = ["AugMix", "AutoAugment", "Policy", "RandAugment", "parse_policy"]
 
@@ -152,7 +154,7 @@ class AutoAugment:
     subpolicies: Sequence[Sequence[Operation]]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return _in_turn(image, self.subpolicies[rng.integers(len(self.subpolicies))], rng)
+        return _in_turn(image, self.subpolicies[int(rng.integers(len(self.subpolicies)))], rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +201,7 @@ def _in_turn(image: np.ndarray, operations: Sequence[Operation], rng: np.random.
 # --- the strings ------------------------------------------------------------------------------------------------------
 
 # key: default, least and greatest value; the default's type is the value's
-RAND_KEYS = {
+RAND_KEYS: dict[str, Any] = {
     "m": (10.0, 0, 1000),
     "n": (2, 1, 100),
     "p": (0.5, 0, 1),
@@ -209,7 +211,7 @@ RAND_KEYS = {
     "w": (-1, 0, 0),
     "t": ("", "", ""),
 }
-AUGMIX_KEYS = {
+AUGMIX_KEYS: dict[str, Any] = {
     "m": (3.0, 0, 1000),
     "w": (3, 1, 100),
     "d": (0, 0, 100),
@@ -217,7 +219,7 @@ AUGMIX_KEYS = {
     "b": (False, 0, 1),
     "mstd": (math.inf, 0, math.inf),
 }
-AUTO_KEYS = {"mstd": RAND_KEYS["mstd"]}
+AUTO_KEYS: dict[str, Any] = {"mstd": RAND_KEYS["mstd"]}
 KEYS: dict[str, dict[str, Any]] = {"rand": RAND_KEYS, "augmix": AUGMIX_KEYS} | dict.fromkeys(AUTO, AUTO_KEYS)
 UNIFORM_ABOVE = 100  # a deviation above this asks for an even distribution
 
@@ -240,9 +242,8 @@ def parse_policy(spec: str, *, img_size: tuple[int, int], mean: Sequence[int], i
         OpsinError: an unknown policy, key or set, a value that makes no sense; names the nearest right one.
     """
     kind, *words = spec.split("-")
-    if kind not in KEYS:
-        hint = did_you_mean(kind, KEYS) or f" There are: {', '.join(KEYS)}."
-        raise OpsinError(f"no augmentation policy {kind!r} (in {spec!r}).{hint}")
+    check_choice(kind, KEYS, what="augmentation policy", where=spec)
+    check_choice(interpolation, (*FILTERS, "random"), what="interpolation")
     options = _read_options(kind, words, spec)
     setting = Setting(
         fill=tuple(mean),
@@ -272,7 +273,11 @@ def parse_policy(spec: str, *, img_size: tuple[int, int], mean: Sequence[int], i
 
 
 def _rand(options: Mapping[str, Any], make: Callable[..., Operation], spec: str) -> RandAugment:
-    names: Any = SETS[options["t"]] if options["t"] else RAND_INCREASING if options["inc"] else RAND
+    names: Any = RAND_INCREASING if options["inc"] else RAND
+    if options["t"]:
+        names = SETS.get(options["t"], options["t"].split("+"))
+        for name in names:
+            check_choice(name, (*SETS, *OPERATIONS), what="operation or set of them", where=spec)
     if options["w"] == 0:
         names = {name: WEIGHTS[name if name in WEIGHTS else f"{name}Increasing"] for name in names}
     weights = None
@@ -295,24 +300,15 @@ def _read_options(kind: str, words: Sequence[str], spec: str) -> dict[str, Any]:
         if not found:
             raise OpsinError(f"{word!r} in {spec!r}: an option is a key and its value, such as mstd0.5")
         key, text = found[1] or found[3], found[2] or found[4]
-        if key not in known:
-            hint = did_you_mean(key, known) or f" It takes: {', '.join(known)}."
-            raise OpsinError(f"{kind} takes no option {key!r} (in {spec!r}).{hint}")
+        check_choice(key, known, what=f"{kind} option", where=spec)
         if key in given:
             raise OpsinError(f"{key} is given twice in {spec!r}")
         given.add(key)
         default, low, high = known[key]
-        options[key] = _set_name(text, spec) if key == "t" else _number(text, default, low, high, f"{word} in {spec!r}")
+        options[key] = text if key == "t" else _number(text, default, low, high, f"{word} in {spec!r}")
     if given >= {"t", "w"} and kind == "rand":
         raise OpsinError(f"w and t both choose the weights in {spec!r}; give one of them")
     return options
-
-
-def _set_name(text: str, spec: str) -> str:
-    if text not in SETS:
-        hint = did_you_mean(text, SETS) or f" There are: {', '.join(SETS)}."
-        raise OpsinError(f"no set of operations {text!r} (in {spec!r}).{hint}")
-    return text
 
 
 def _number(text: str, default: float, low: float, high: float, where: str) -> float:
