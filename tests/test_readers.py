@@ -205,8 +205,8 @@ def test_folders_with_nothing_in_them(tmp_path):
     write(tmp_path, "a/1.heic", "a/2.heic", "a/README")
     with pytest.raises(OpsinError, match=r"it holds 2 .heic, 1 without suffix; looked for .*\.jpg"):
         open_reader(tmp_path)
+    (tmp_path / "photos").mkdir()
     with pytest.raises(OpsinError, match=r"photoz: no such file or folder. Did you mean photos\?"):
-        (tmp_path / "photos").mkdir()
         open_reader(tmp_path / "photoz")
 
 

@@ -57,7 +57,7 @@ def test_every_sample_once_over_four_parts(tmp_path, sizes, shuffle):
     for part in range(4):  # two ranks of two workers, each with a copy of its own
         copied = pickle.loads(pickle.dumps(reader))
         found.append(keys(copied.stream(epoch=2, part=part, parts=4, shuffle=shuffle, seed=5)))
-    assert sorted(sum(found, [])) == sorted(keys(reader.stream()))
+    assert sorted(key for part in found for key in part) == sorted(keys(reader.stream()))
     again = keys(reader.stream(epoch=2, part=3, parts=4, shuffle=shuffle, seed=5))
     assert again == found[3]
 

@@ -184,11 +184,11 @@ def test_other_faulty_lists(root):
         open_reader(listed(root, '{"image": "0.png", "label": 1}\n{"image": ', "x.jsonl"))
     with pytest.raises(OpsinError, match="cut short, damaged or no Parquet"):
         open_reader(listed(root, "PAR1 and so on", "x.parquet"))
+    (root / "bad.csv").write_bytes(b"image,label\n0.png,\xff\xfe\n")
     with pytest.raises(OpsinError, match="cannot be read"):
-        (root / "bad.csv").write_bytes(b"image,label\n0.png,\xff\xfe\n")
         open_reader(root / "bad.csv")
+    listed(root, "image,label\n0.png,a\n")
     with pytest.raises(OpsinError, match=r"lst.csv: no such file or folder. Did you mean list.csv\?"):
-        listed(root, "image,label\n0.png,a\n")
         open_reader(root / "lst.csv")
     with pytest.raises(OpsinError, match=r"no task 'mutli'. Did you mean multi\?"):
         open_reader(root / "list.csv", task="mutli")

@@ -192,8 +192,13 @@ def match_classes(classes: Sequence[str], labels: Sequence[str], *, owner: str =
     numbers = [int(name) for name in classes if name.isascii() and name.isdigit()]
     if sorted(numbers) == list(range(len(labels))) and len(numbers) == len(classes):
         return np.array(numbers, dtype=np.int64)
-    check_classes(classes, labels, owner=owner)
-    raise AssertionError("classes that are equal match by name")
+    missing = [name for name in classes if name not in place]
+    listed = ", ".join(missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
+    raise OpsinError(
+        f"The model has no label for {len(missing)} of the {len(classes)} classes of {owner}: {listed}."
+        f"{did_you_mean(missing[0], labels)} It has {len(labels)}: {', '.join(labels[:SHOWN])}"
+        + (" …" if len(labels) > SHOWN else "")
+    )
 
 
 def real_targets(names: Iterable[str]) -> list[tuple[int, ...]]:
@@ -231,9 +236,9 @@ class TargetScale:
     def fit(cls, targets: np.ndarray) -> "TargetScale":
         """From training targets, (N,) or (N, K); the deviation of values that are all the same counts as 1."""
         rows = np.asarray(targets, dtype=np.float64)
-        rows = rows.reshape(len(rows), -1)
         if not rows.size or not np.isfinite(rows).all():
             raise OpsinError("a scale needs targets, all of them finite numbers")
+        rows = rows.reshape(len(rows), -1)
         std = rows.std(0)
         return cls(tuple(rows.mean(0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
 
