@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opsin.layers.norm import RmsNorm, get_norm_layer
 
-__all__ = ["Attention", "DiffAttention", "DiffLambda", "mask_args", "split_heads"]
+__all__ = ["Attention", "DiffAttention", "DiffLambda", "add_bias", "mask_args", "split_heads"]
 
 Layer = str | Callable[..., nn.Module]
 
@@ -23,6 +23,15 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def mask_args(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
     """Keywords for attention, named only when used: parts that users bring may take just `x`."""
     return {} if attn_mask is None and not is_causal else {"attn_mask": attn_mask, "is_causal": is_causal}
+
+
+def add_bias(bias: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """A bias of the scores and a mask (bool, or to be added) as one mask."""
+    if is_causal:
+        attn_mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+    if attn_mask is None:
+        return bias
+    return bias.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else bias + attn_mask
 
 
 def _head_dim(dim: int, num_heads: int) -> int:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin.layers.attention import mask_args
+from opsin.layers.attention import add_bias, mask_args
 from opsin.layers.drop import DropPath, drop_path_rates
 from opsin.layers.glu import SwiGLU
 from opsin.layers.mlp import Mlp
@@ -117,15 +117,6 @@ class Attention(RelPosTable):
         drop = self.attn_drop.p if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask, drop, is_causal)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
-
-
-def add_bias(bias: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """A bias of the scores and a mask (bool, or to be added) as one mask."""
-    if is_causal:
-        attn_mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
-    if attn_mask is None:
-        return bias
-    return bias.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else bias + attn_mask
 
 
 class Block(nn.Module):
