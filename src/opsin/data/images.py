@@ -203,6 +203,11 @@ def _decode(data: bytes, name: str) -> Image.Image:
             image.load()
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture in any format that Pillow reads") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ImageError(
+            f"{name}: more than {limit} pixels, refused lest it fill the memory (PIL.Image.MAX_IMAGE_PIXELS)"
+        ) from error
     except Exception as error:  # format plugins meet damaged bytes with errors of every kind
         raise ImageError(f"{name}: truncated or damaged ({error})") from error
     return _upright(image, name)
