@@ -44,13 +44,14 @@ class RandomErasing:
         max_count: int | None = None,
         num_splits: int = 0,
     ) -> None:
-        max_aspect = 1 / min_aspect if max_aspect is None and min_aspect > 0 else max_aspect
+        if max_aspect is None:
+            max_aspect = 1 / min_aspect if min_aspect > 0 else 0.0
         max_count = min_count if max_count is None else max_count
         check_choice(mode, MODES, what="erasing mode")
         for sound, message in (
             (0 <= probability <= 1, f"probability must be from 0 to 1, not {probability}"),
             (0 < min_area <= max_area <= 1, f"areas must be 0 < min <= max <= 1, not {min_area} and {max_area}"),
-            (0 < min_aspect <= (max_aspect or 0), f"aspects must be 0 < min <= max, not {min_aspect} and {max_aspect}"),
+            (0 < min_aspect <= max_aspect, f"aspects must be 0 < min <= max, not {min_aspect} and {max_aspect}"),
             (1 <= min_count <= max_count, f"counts must be 1 <= min <= max, not {min_count} and {max_count}"),
             (num_splits >= 0, f"num_splits must be 0 or more, not {num_splits}"),
         ):
@@ -58,7 +59,7 @@ class RandomErasing:
                 raise OpsinError(message)
         self.probability, self.mode, self.num_splits = probability, mode, num_splits
         self.area, self.count = (min_area, max_area), (min_count, max_count)
-        self.log_aspect = (math.log(min_aspect), math.log(max_aspect or min_aspect))
+        self.log_aspect = (math.log(min_aspect), math.log(max_aspect))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Erase in `images`, floats (B, C, H, W) on any device, and return them.
@@ -94,8 +95,6 @@ class RandomErasing:
     def _fill(self, box: Tensor, generator: torch.Generator) -> None:
         if self.mode == "const":
             box.zero_()
-        elif self.mode == "pixel":
-            box.normal_(generator=generator)
         else:
-            colour = torch.randn(len(box), 1, 1, generator=generator, device=box.device, dtype=box.dtype)
-            box.copy_(colour)
+            shape = box.shape if self.mode == "pixel" else (len(box), 1, 1)
+            box.copy_(torch.randn(shape, generator=generator, device=box.device, dtype=box.dtype))

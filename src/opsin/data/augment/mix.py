@@ -34,8 +34,8 @@ class Mix:
     Args:
         mixup_alpha: concentration of the Beta distribution of Mixup's proportion; 0 is no Mixup.
         cutmix_alpha: the same of CutMix; 0 is no CutMix.
-        cutmix_minmax: least and greatest side of CutMix's rectangle as a share of the picture's, in place of
-            `cutmix_alpha`, which is then only asked for being on, and is.
+        cutmix_minmax: least and greatest side of CutMix's rectangle as a share of the picture's. It turns CutMix on
+            and takes the place of `cutmix_alpha`.
         prob: how often there is any mixing.
         switch_prob: how often it is CutMix where both are on.
         mode: what shares a proportion and rectangle: the whole batch (`batch`), a picture and its partner (`pair`), or
@@ -45,7 +45,7 @@ class Mix:
         label_smoothing: moved from the target to all classes evenly.
         num_classes: columns of the targets.
         multi_label: targets are several independent labels a picture (B, num_classes): smoothing then moves each of
-            them halfway between yes and no.
+            them towards one half.
     """
 
     def __init__(
@@ -144,12 +144,14 @@ def _mix_images(images: Tensor, draws: Sequence[Draw]) -> Tensor:
         mixed = own.clone()
         mixed[:, :, *box] = images[:, :, *box].flip(0)[: len(draws)]
         return mixed
-    partners = images.flip(0)[: len(draws)]
-    shares = torch.tensor([draw.lam if draw.box is None else 1.0 for draw in draws], dtype=images.dtype)
-    mixed = torch.lerp(partners, own, shares[:, None, None, None].to(images.device))
-    for picture, partner, draw in zip(mixed, partners, draws, strict=True):
+    if all(draw.box is not None for draw in draws):
+        mixed = own.clone()
+    else:
+        shares = torch.tensor([draw.lam if draw.box is None else 1.0 for draw in draws], dtype=images.dtype)
+        mixed = images.flip(0)[: len(draws)].lerp_(own, shares[:, None, None, None].to(images.device))
+    for i, draw in enumerate(draws):
         if draw.box is not None:
-            picture[:, *draw.box] = partner[:, *draw.box]
+            mixed[i, :, *draw.box] = images[-1 - i, :, *draw.box]
     return mixed
 
 

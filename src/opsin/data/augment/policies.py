@@ -264,8 +264,8 @@ def parse_policy(spec: str, *, img_size: tuple[int, int], mean: Sequence[int], i
     return AutoAugment(
         [
             [
-                make(name=name, probability=float(p), magnitude=float(m))
-                for name, p, m in zip(*[iter(row)] * 3, strict=True)
+                make(name=name, probability=float(probability), magnitude=float(magnitude))
+                for name, probability, magnitude in zip(row[::3], row[1::3], row[2::3], strict=True)
             ]
             for row in rows
         ]
@@ -306,7 +306,7 @@ def _read_options(kind: str, words: Sequence[str], spec: str) -> dict[str, Any]:
         given.add(key)
         default, low, high = known[key]
         options[key] = text if key == "t" else _number(text, default, low, high, f"{word} in {spec!r}")
-    if given >= {"t", "w"} and kind == "rand":
+    if given >= {"t", "w"}:
         raise OpsinError(f"w and t both choose the weights in {spec!r}; give one of them")
     return options
 
