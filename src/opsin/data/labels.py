@@ -106,6 +106,20 @@ class ClassMap:
             raise OpsinError(f"the class map of {len(self.index)} names lacks {len(missing)} classes: {listed}.{hint}")
         return np.array([self.index[name] for name in classes], dtype=np.int64)
 
+    def number(self, label: str | int) -> int:
+        """The index of one label: its name's, or the label itself where it is no name but a whole number.
+
+        Raises `OpsinError` for a name that the map lacks and a number out of its range.
+        """
+        index = self.index.get(str(label))
+        if index is not None:
+            return index
+        if isinstance(label, str) and not label.isdecimal():
+            raise OpsinError(f"no class {label!r} in the class map.{did_you_mean(label, self.index)}")
+        if not 0 <= int(label) < len(self.names):
+            raise OpsinError(f"label {label} is out of range for {len(self.names)} classes")
+        return int(label)
+
 
 def _is_index(value: Any) -> bool:
     return not isinstance(value, bool) and re.fullmatch(r"\d+", str(value)) is not None

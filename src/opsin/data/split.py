@@ -112,7 +112,13 @@ def _by_class(targets: np.ndarray, fraction: float, rng: np.random.Generator) ->
     order = rng.permutation(len(targets))
     order = order[np.argsort(targets[order], kind="stable")]
     groups = np.split(order, np.flatnonzero(np.diff(targets[order])) + 1)
-    return np.concatenate([group[: _wanted(len(group), fraction)] for group in groups])
+    sizes = np.array([len(group) for group in groups])
+    wanted = np.minimum(np.maximum(np.floor(sizes * fraction).astype(np.int64), 1), sizes - 1)
+    # what rounding down left over goes where most of a sample was lost, so that the whole fraction is right
+    room = np.flatnonzero((wanted < sizes * fraction) & (wanted < sizes - 1))
+    room = room[np.argsort(wanted[room] - sizes[room] * fraction, kind="stable")]
+    wanted[room[: max(round(len(targets) * fraction) - wanted.sum(), 0)]] += 1
+    return np.concatenate([group[:count] for group, count in zip(groups, wanted, strict=True)])
 
 
 def _from_blocks(order: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

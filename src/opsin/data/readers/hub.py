@@ -1,13 +1,13 @@
 """Datasets of the library `datasets`: by their name on the Hugging Face hub, a local folder, or one saved to disk."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from opsin.data.images import describe, read_bytes
-from opsin.data.labels import natural_order
+from opsin.data.labels import ClassMap, natural_order
 from opsin.data.readers.base import Reader, Record, StreamReader, Target, Targets, Task, Tuples
 from opsin.data.readers.table import IMAGE_COLUMNS, TARGET_COLUMNS
 from opsin.data.split import find_split
@@ -45,9 +45,7 @@ class Hub(Reader):
             return
         feature = data.features[self.column]
         self.task, self.classes = _kind(feature)
-        values = data.with_format("arrow")[self.column] if hasattr(data, "with_format") else data[self.column]
-        values = values[:].to_pylist() if hasattr(values[:], "to_pylist") else list(values)
-        self.targets = self._all_targets(values)
+        self.targets = self._all_targets(list(data.select_columns(self.column)[:][self.column]))
 
     def __str__(self) -> str:
         return self.label
@@ -89,10 +87,11 @@ class Hub(Reader):
 
 
 class HubStream(StreamReader):
-    """A dataset that comes as a stream; as `Hub`, but only class labels and whole numbers are classes.
+    """A dataset that comes as a stream; columns as for `Hub`.
 
     Args:
         data: a `datasets.IterableDataset`.
+        class_map: numbers the classes; labels that are text need one.
         length: samples an epoch, where it is known; by default what the dataset says of itself.
         buffer: samples among which a shuffled stream draws the next.
     """
@@ -104,15 +103,23 @@ class HubStream(StreamReader):
         image: str | None = None,
         target: str | None = None,
         name: str = "dataset",
+        class_map: ClassMap | None = None,
         length: int | None = None,
         buffer: int = 1000,
     ) -> None:
-        self.label, self.buffer = name, buffer
+        self.label, self.buffer, self.class_map = name, buffer, class_map
         self.image, self.column, self.data = _prepare(data, image, target, name)
         if self.column is None:
             self.task = "unlabelled"
         else:
-            self.task, self.classes = _kind(self.data.features[self.column])
+            feature = self.data.features[self.column]
+            self.task, self.stored = _kind(feature)
+            self.classes = self.stored
+            if self.task != "regression" and class_map is not None:
+                self.classes = class_map.names
+                class_map.indices(self.stored or ())  # tells what it lacks
+            elif self.task != "regression" and _dtype(feature).endswith("string"):
+                raise OpsinError(f"{self}: column {self.column} holds text; a class_map has to number it in a stream")
         known = (data.info.splits or {}).get(str(data.split)) if data.info is not None else None
         self.length = length if length is not None else known.num_examples or None if known else None
 
@@ -130,11 +137,12 @@ class HubStream(StreamReader):
             data.set_epoch(epoch)
         if parts > 1:
             data = split_dataset_by_node(data, rank=part, world_size=parts)
-        number, rows = -1, iter(data)
+        # not iter(data): in a worker of a DataLoader that would deal out the files a second time, and lose most
+        number, rows = -1, data.iter(batch_size=1)
         while True:
             number += 1
             try:
-                row = next(rows)
+                row = {name: values[0] for name, values in next(rows).items()}
             except StopIteration:
                 return
             except Exception as error:  # the library meets a damaged file with errors of many kinds; it ends there
@@ -147,15 +155,26 @@ class HubStream(StreamReader):
                 yield error
 
     def _target(self, row: dict[str, Any], name: str) -> Target:
-        value = None if self.column is None else row[self.column]
-        if self.column is not None and value is None:
+        if self.column is None:
+            return None
+        value = row[self.column]
+        if value is None:
             raise ImageError(f"{name}: no {self.column}")
-        labels = value if isinstance(value, list) else [value]
-        if self.task in ("single", "multi"):
-            for label in labels:
-                if not isinstance(label, int) or not 0 <= label < len(self.classes or range(label + 1)):
-                    raise ImageError(f"{name}: label {label!r} is out of range for {len(self.classes or ())} classes")
-        return tuple(sorted(set(value)) if self.task == "multi" else value) if isinstance(value, list) else value
+        if self.task == "multi":
+            return tuple(sorted({self._class(label, name) for label in value}))
+        if self.task == "single":
+            return self._class(value, name)
+        return tuple(value) if isinstance(value, list) else value
+
+    def _class(self, label: int | str, name: str) -> int:
+        if self.stored is not None:
+            if not 0 <= int(label) < len(self.stored):
+                raise ImageError(f"{name}: label {label} is out of range for {len(self.stored)} classes")
+            label = label if self.class_map is None else self.stored[int(label)]
+        try:
+            return int(label) if self.class_map is None else self.class_map.number(label)
+        except OpsinError as error:
+            raise ImageError(f"{name}: {error}") from None
 
 
 def open_hub(
@@ -181,12 +200,15 @@ def open_hub_stream(
     config: str | None = None,
     image: str | None = None,
     target: str | None = None,
+    class_map: ClassMap | None = None,
     length: int | None = None,
     buffer: int = 1000,
 ) -> tuple[StreamReader, str | None]:
     """As `open_hub`, but nothing is downloaded ahead."""
     data, part = _load(where, split, config, streaming=True)
-    return HubStream(data, image=image, target=target, name=describe(where), length=length, buffer=buffer), part
+    name = describe(where)
+    stream = HubStream(data, image=image, target=target, name=name, class_map=class_map, length=length, buffer=buffer)
+    return stream, part
 
 
 def _load(where: str, split: str | None, config: str | None, *, streaming: bool) -> tuple[Any, str | None]:
@@ -250,10 +272,13 @@ def _kind(feature: Any) -> tuple[Task, tuple[str, ...] | None]:
     """Task and class names of a column of labels."""
     inner = getattr(feature, "feature", None)
     names = getattr(feature if inner is None else inner, "names", None)
-    dtype = getattr(feature if inner is None else inner, "dtype", "")
-    if dtype.startswith(("float", "double", "decimal")):
+    if _dtype(feature).startswith(("float", "double", "decimal")):
         return "regression", None
     return "single" if inner is None else "multi", tuple(names) if names else None
+
+
+def _dtype(feature: Any) -> str:
+    return str(getattr(getattr(feature, "feature", None) or feature, "dtype", ""))
 
 
 def _picture(value: Any, name: str) -> Any:
@@ -266,8 +291,9 @@ def _picture(value: Any, name: str) -> Any:
         raise ImageError(f"{name}: empty (0 bytes)")
     if isinstance(value, str):
         return read_bytes(value)
-    return (
-        np.asarray(value, dtype=np.uint8)
-        if isinstance(value, list | Sequence) and not isinstance(value, bytes)
-        else value
-    )
+    if not isinstance(value, list):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind in "iu" and (array.min(initial=0) < 0 or array.max(initial=0) > 255):
+        raise ImageError(f"{name}: values from {array.min()} to {array.max()}; a picture has 0 to 255")
+    return array.astype(np.uint8) if array.dtype.kind in "iu" else array

@@ -285,11 +285,7 @@ def _place(labels: set[str], class_map: ClassMap | None, owner: str) -> tuple[tu
         numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
         classes = tuple(sorted(labels, key=int) if numbers else natural_order(labels))
         return classes, {label: i for i, label in enumerate(classes)}
-    place = dict(class_map.index)
-    for label in labels - place.keys():
-        if not label.isdecimal():
-            raise OpsinError(f"{owner}: no class {label!r} in the class map.{did_you_mean(label, place)}")
-        if int(label) >= len(class_map.names):
-            raise OpsinError(f"{owner}: label {label} is out of range for {len(class_map.names)} classes")
-        place[label] = int(label)
-    return class_map.names, place
+    try:
+        return class_map.names, {label: class_map.number(label) for label in labels}
+    except OpsinError as error:
+        raise OpsinError(f"{owner}: {error}") from None

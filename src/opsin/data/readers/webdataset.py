@@ -14,7 +14,7 @@ from opsin.data.readers.base import Record, StreamReader, Target, Task
 from opsin.data.readers.folder import existing
 from opsin.data.readers.tar import Member, by_split, read_member, tar_members, tars_by_split
 from opsin.data.split import find_split
-from opsin.errors import ImageError, OpsinError, did_you_mean
+from opsin.errors import ImageError, OpsinError
 
 __all__ = ["Shards", "open_shards"]
 
@@ -144,16 +144,14 @@ class Shards(StreamReader):
     def _class(self, label: Any, name: str) -> int:
         if not isinstance(label, int | str):
             raise ImageError(f"{name}: label {label!r} is no class")
-        if self.class_map is None:
-            if isinstance(label, str):
-                raise ImageError(f"{name}: label {label!r} is text, and there is no class_map to number it")
-            return label
-        index = self.class_map.index.get(str(label), label)
-        if isinstance(index, str):
-            raise ImageError(f"{name}: no class {label!r} in the class map.{did_you_mean(index, self.class_map.index)}")
-        if not 0 <= index < len(self.class_map.names):
-            raise ImageError(f"{name}: label {label} is out of range for {len(self.class_map.names)} classes")
-        return index
+        if self.class_map is not None:
+            try:
+                return self.class_map.number(label)
+            except OpsinError as error:
+                raise ImageError(f"{name}: {error}") from None
+        if isinstance(label, str):
+            raise ImageError(f"{name}: label {label!r} is text, and there is no class_map to number it")
+        return label
 
 
 def open_shards(
