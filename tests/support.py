@@ -64,19 +64,24 @@ def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
         patch = patch if isinstance(patch, int) else patch[0]
         scale = 8 if "depths" in names else 1  # stages halve the map
         small["img_size"] = (4 * scale * patch, 5 * scale * patch)
-        if judged and attends_in_blocks(config):
-            small["img_size"] = (256, 256)
+        if judged and (side := side_of_blocks(config)):
+            small["img_size"] = (side, side)
     if "stem_width" in names and "block_type" in names:  # CoAtNet and MaxViT: widths for heads of 32, windows of 2x3
         small |= {"embed_dim": (32, 64, 128, 256), "stem_width": (16, 32), "img_size": (64, 96)}
+    if "backbone_layers" in names:  # a hybrid vision transformer, whose patches are of a small map
+        small["img_size"] = (128, 160)
+        if config.backbone == "conv":  # makes the tokens itself: the judge takes no other width
+            small = {name: value for name, value in small.items() if name not in ("embed_dim", "num_heads")}
     return small
 
 
-def attends_in_blocks(config: Any) -> bool:
-    """Whether the judge needs maps whose sides are multiples of 8."""
+def side_of_blocks(config: Any) -> int:
+    """The judge's attention in blocks needs images whose sides are multiples of this; 0 for other architectures."""
     if not hasattr(config, "self_attn_layer"):
-        return False
+        return 0
     blocks = [block for row in config.blocks for block in (row if isinstance(row, tuple) else (row,))]
-    return config.attn_layer == "bat" or "halo" in [part.self_attn_layer for part in (config, *blocks)]
+    halo = "halo" in [part.self_attn_layer for part in (config, *blocks)]
+    return 32 * config.self_attn_kwargs.get("block_size", 8) if halo or config.attn_layer == "bat" else 0
 
 
 def narrow(config: Any) -> dict[str, Any]:
@@ -89,7 +94,8 @@ def narrow(config: Any) -> dict[str, Any]:
 
 def image_size(arch: str, *, judged: bool = False) -> tuple[int, int]:
     """A small size that the shrunk architecture takes, not square where that can be."""
-    plain = (256, 256) if judged and attends_in_blocks(find_family(arch).variants[arch]) else (96, 128)
+    side = side_of_blocks(find_family(arch).variants[arch]) if judged else 0
+    plain = (side, side) if side else (96, 128)
     return shrink(arch, judged=judged).get("img_size", plain)
 
 

@@ -190,6 +190,7 @@ def test_options():
         ({"downsample": "conv"}, "conv1x1"),
         ({"output_stride": 4}, "8, 16 and 32"),
         ({"img_size": 64}, "img_size has no effect"),
+        ({"head_hidden_size": 64}, "head_hidden_size has no effect"),
         ({"global_pool": ""}, "num_classes=0"),
     ],
 )
@@ -244,6 +245,14 @@ def test_attention_pooling_is_a_head():
     model.remove_head()
     assert not sum(p.numel() for p in model.parameters() if p is model.head)
     assert not list(model.head.parameters())
+
+
+def test_bilinear_attention_needs_whole_blocks():
+    model = small(attn_layer="bat", attn_kwargs={"block_size": 4}).double().eval()
+    with pytest.raises(ValueError, match="4 blocks cannot split a map of 24x18: .* multiples of 4"):
+        model(X[..., :48, :36])
+    drop = small(attn_layer="bat", attn_kwargs={"drop_rate": 0.5}).stages[0][0].attn.dropout
+    assert drop.p == 0.5
 
 
 # -- the layout of CLIP ------------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
-"""Bilinear attentional transforms (https://openaccess.thecvf.com/content_CVPR_2020/html/
-Chi_Non-Local_Neural_Networks_With_Grouped_Bilinear_Attentional_Transforms_CVPR_2020_paper.html)."""
+"""Bilinear attentional transforms ("Non-Local Neural Networks With Grouped Bilinear …", CVPR 2020)."""
 
 from collections.abc import Callable
 from functools import partial

@@ -57,7 +57,7 @@ class BottleneckAttn(nn.Module):
     """
 
     def __init__(
-        self, dim: int, feat_size: tuple[int, int] | None = None, *, stride: int = 1, num_heads: int = 4,
+        self, dim: int, *, feat_size: tuple[int, int] | None = None, stride: int = 1, num_heads: int = 4,
         dim_head: int | None = None, qk_ratio: float = 1.0, qkv_bias: bool = False, scale_pos_embed: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()

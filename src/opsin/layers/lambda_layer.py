@@ -21,7 +21,7 @@ class LambdaLayer(nn.Module):
     rel_pos_indices: Tensor
 
     def __init__(
-        self, dim: int, feat_size: tuple[int, int] | None = None, *, stride: int = 1, num_heads: int = 4,
+        self, dim: int, *, feat_size: tuple[int, int] | None = None, stride: int = 1, num_heads: int = 4,
         dim_head: int | None = 16, r: int | None = 9, qk_ratio: float = 1.0, qkv_bias: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()

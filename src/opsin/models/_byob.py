@@ -8,7 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, check_known, did_you_mean
-from opsin.layers import ClassifierHead, NormMlpClassifierHead, create_act, create_attn, drop_path_rates, make_divisible
+from opsin.layers import (
+    ClassifierHead,
+    NormMlpClassifierHead,
+    create_act,
+    create_attn,
+    drop_path_rates,
+    get_norm_layer,
+    make_divisible,
+)
 from opsin.layers.attention_pool2d import AttentionPool2d, RotAttentionPool2d
 from opsin.layers.bottleneck_attn import BottleneckAttn
 from opsin.layers.conv_norm_act import ConvNormAct
@@ -57,9 +65,8 @@ class Config(ModelConfig):
 
     blocks: tuple[Any, ...] = ()
     downsample: str = "conv1x1"  # the shortcut where the map changes: "conv1x1", "avg" (pool first), "" for none
-    stem_type: str = (
-        "3x3"  # one convolution ("3x3", "7x7"), several (see STEMS, or "" with a tuple of widths), rep, one
-    )
+    # one convolution ("3x3", "7x7"), several (those of STEMS; "" with a width for each), or a branched block (rep, one)
+    stem_type: str = "3x3"
     stem_pool: str = ""  # maxpool, max2, avg2, or "": then the last of several convolutions is strided
     stem_chs: int | tuple[int, ...] = 32
     width_factor: float = 1.0
@@ -70,7 +77,7 @@ class Config(ModelConfig):
     aa_layer: Any = None  # anti-aliasing in strided blocks: "avg", "blur"
     attn_layer: Any = None  # channel attention in the blocks
     attn_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    self_attn_layer: Any = None  # bottleneck, halo, lambda, in blocks of type self_attn
+    self_attn_layer: Any = None  # bottleneck, halo, lambda, or a class called with channels, stride and feat_size
     self_attn_kwargs: Mapping[str, Any] = field(default_factory=dict)
     block_kwargs: Mapping[str, Any] = field(default_factory=dict)
     head_type: str = "classifier"  # classifier, mlp, attn_abs, attn_rot (attention pooling)
@@ -199,7 +206,7 @@ class ByobNet(HeadedModel, config=Config):
         closing = ConvNormAct(width, round(c.width_factor * c.num_features), **layers(c)) if c.num_features else None
         self.final_conv = closing or nn.Identity()
         self.num_features = round(c.width_factor * c.num_features) or width
-        self.head_hidden_size = (c.head_type != "classifier" and c.head_hidden_size) or self.num_features
+        self.head_hidden_size = c.head_hidden_size or self.num_features
         self.chain = (*chain, Stage((*run, "final_conv"), self.num_features, stride))
         self.map_size = size
         self.build_head(c)
@@ -209,8 +216,8 @@ class ByobNet(HeadedModel, config=Config):
 
     def build_stem(self, c: Config) -> tuple[int, int, tuple[str, ...], list[Stage]]:
         """Width, stride, what of it has yet to run, and the chain up to there."""
-        kinds = dict.fromkeys(("", "3x3", "7x7", *STEMS, *BRANCHED), c.stem_type)
-        kind = find(kinds, c.stem_type, "stem_type")
+        kind = c.stem_type
+        find(dict.fromkeys(("", "3x3", "7x7", *STEMS, *BRANCHED)), kind, "stem_type")
         chs = c.stem_chs if isinstance(c.stem_chs, list | tuple) else (c.stem_chs,)
         if (kind == "") != (len(chs) > 1):
             raise ValueError(
@@ -265,9 +272,12 @@ class ByobNet(HeadedModel, config=Config):
     def make_head(self, c: Config) -> nn.Module:
         args: dict[str, Any] = {"pool_type": c.global_pool, "drop_rate": c.drop_rate}
         if c.head_type == "classifier":
+            if c.head_hidden_size:
+                raise ValueError("head_hidden_size has no effect with head_type='classifier': there is no hidden layer")
             return ClassifierHead(self.num_features, c.num_classes, **args)
         if c.head_type == "mlp":
-            args |= {"hidden_size": c.head_hidden_size, "norm_layer": c.norm_layer, "act_layer": c.act_layer}
+            norm = get_norm_layer(c.norm_layer, **c.norm_args)
+            args |= {"hidden_size": c.head_hidden_size, "norm_layer": norm, "act_layer": c.act_layer}
             return NormMlpClassifierHead(self.num_features, c.num_classes, **args)
         args |= {"out_features": c.num_classes, "embed_dim": c.head_hidden_size, "qkv_separate": True}
         if c.head_type == "attn_rot":
