@@ -109,12 +109,16 @@ class PatchEmbed(nn.Module):
                 "patches. Resize it, or create the model with dynamic_img_pad=True"
             )
 
+    def project(self, x: Tensor) -> Tensor:
+        """Images to a map (B, embed_dim, h, w)."""
+        return self.proj(x)
+
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         self._check(height, width)
         if self.dynamic_img_pad:
             x = F.pad(x, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0]))
-        x = self.proj(x)
+        x = self.project(x)
         if self.output_fmt == "NLC":
             x = x.flatten(2).transpose(1, 2)
         elif self.output_fmt == "NHWC":
