@@ -172,8 +172,6 @@ def test_create_transform_defaults_equal_judge():
 
 
 def test_create_transform_says_what_it_does_not_do():
-    with pytest.raises(OpsinError, match="is_training"):
-        preprocess.create_transform(224, is_training=True, auto_augment="rand-m9")
     with pytest.raises(UnknownArgumentError, match="re_prob"):
         preprocess.create_transform(224, re_prob=0.25)
 

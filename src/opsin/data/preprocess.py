@@ -8,7 +8,8 @@ names and arguments under which timm's users know it.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 
 from opsin.catalog.pretrained import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PretrainedCfg
 from opsin.data.images import with_channels
-from opsin.errors import OpsinError, UnknownArgumentError, did_you_mean
+from opsin.errors import OpsinError, UnknownArgumentError, check_known, did_you_mean
 
-__all__ = ["Preprocess", "create_transform", "resolve_data_config", "resolve_model_data_config"]
+if TYPE_CHECKING:
+    from opsin.data.transforms import TrainingPreprocess
+
+__all__ = ["Preprocess", "centred", "create_transform", "resolve_data_config", "resolve_model_data_config"]
 
 FILTERS = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -72,6 +76,11 @@ class Preprocess:
     @property
     def channels(self) -> int:
         return self.input_size[0]
+
+    @property
+    def border(self) -> tuple[int, ...]:
+        """The colour, 0..255 a channel, around a picture that is smaller than `input_size`."""
+        return tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0,) * self.channels
 
     @classmethod
     def from_cfg(
@@ -140,35 +149,36 @@ class Preprocess:
         )
         return pixels.float().div_(255).sub_(mean).div_(std)
 
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) that a picture of these sides is resized to, before it is cropped or bordered."""
+        scale_h, scale_w = (max(math.floor(side / self.crop_pct), 1) for side in self.input_size[1:])
+        if self.crop_mode == "squash":
+            return scale_h, scale_w
+        if self.crop_mode == "center" and scale_h == scale_w:
+            # the long side rounds down here and to the nearest below: the published transform has both
+            new_w = scale_w if width <= height else int(scale_w * width / height)
+            return scale_h if height <= width else int(scale_h * height / width), new_w
+        ratio = (max if self.crop_mode == "border" else min)(height / scale_h, width / scale_w)
+        return max(round(height / ratio), 1), max(round(width / ratio), 1)
+
     def _fit(self, image: Image.Image, plane: int | None = None) -> Image.Image:
         """Resize and crop; `plane` says which channel a single-channel image is when there are several."""
         target_h, target_w = self.input_size[1:]
-        scale_h, scale_w = (max(math.floor(side / self.crop_pct), 1) for side in (target_h, target_w))
         w, h = image.size
-        if self.crop_mode == "squash":
-            new_w, new_h = scale_w, scale_h
-        elif self.crop_mode == "center" and scale_h == scale_w:
-            # the long side rounds down here and to the nearest below: the published transform has both
-            new_w = scale_w if w <= h else int(scale_w * w / h)
-            new_h = scale_h if h <= w else int(scale_h * h / w)
-        else:
-            ratio = (max if self.crop_mode == "border" else min)(h / scale_h, w / scale_w)
-            new_w, new_h = max(round(w / ratio), 1), max(round(h / ratio), 1)
+        new_h, new_w = self.resized(h, w)
         if new_w * new_h > HUGE and max(w, h) > STRIP * min(w, h):
             keep_w, keep_h = min(w, STRIP * h), min(h, STRIP * w)
             left, top = (w - keep_w) // 2, (h - keep_h) // 2
             return self._fit(image.crop((left, top, left + keep_w, top + keep_h)), plane)
         if (new_w, new_h) != (w, h):
             image = image.resize((new_w, new_h), FILTERS[self.interpolation])
-        colour: tuple[int, ...] = (0,) * len(image.getbands())
-        if self.crop_mode == "border":
-            colour = tuple(round(255 * m) for m in (self.mean if plane is None else self.mean[plane : plane + 1]))
+        colour = self.border if plane is None else self.border[plane : plane + 1]
         canvas = Image.new(image.mode, (target_w, target_h), colour)
-        canvas.paste(image, (_offset(new_w, target_w), _offset(new_h, target_h)))
+        canvas.paste(image, (centred(new_w, target_w), centred(new_h, target_h)))
         return canvas
 
 
-def _offset(have: int, want: int) -> int:
+def centred(have: int, want: int) -> int:
     """Where a length goes on a canvas of length `want` to be centred: 0 or less when it is cut, else the border."""
     return (want - have) // 2 if have < want else -round((have - want) / 2)
 
@@ -251,23 +261,39 @@ def create_transform(
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
     crop_pct: float | None = None,
     crop_mode: str | None = None,
+    re_prob: float = 0.0,
+    re_mode: str = "const",
+    re_count: int = 1,
     **training: Any,
-) -> Preprocess:
-    """The evaluation transform from these figures: a callable from a Pillow image to a float tensor (C, H, W).
+) -> "Preprocess | TrainingPreprocess":
+    """The transform from these figures: a callable from a Pillow image to a normalised float tensor (C, H, W).
 
-    `input_size` is a side, (height, width) or (channels, height, width); channels follow `mean` unless it names them.
+    Args:
+        input_size: a side, (height, width) or (channels, height, width); channels follow `mean` unless it names them.
+        is_training: with augmentation: `TrainTransform`'s options are taken, and random erasing's probability, mode
+            and greatest count. Otherwise the evaluation transform, which has `crop_pct` and `crop_mode`.
+        interpolation: a filter's name; for training also `random`.
+        mean, std: of values in 0..1, one per channel.
     """
-    if is_training:
-        raise OpsinError("create_transform makes the evaluation transform only; is_training=True is not available")
-    if training:
-        raise UnknownArgumentError(f"the evaluation transform takes no {', '.join(training)}")
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     channels = size[0] if len(size) == 3 else len(mean)
-    return Preprocess(
+    fit = Preprocess(
         input_size=(channels, size[-2], size[-1]),
-        interpolation=interpolation,
+        interpolation="bilinear" if is_training else interpolation,
         crop_pct=crop_pct or DEFAULT_CROP_PCT,
         crop_mode=crop_mode or "center",
         mean=_for_channels(mean, channels),
         std=_for_channels(std, channels),
     )
+    if not is_training:
+        unused = [*training, *(["re_prob"] if re_prob else [])]
+        if unused:
+            raise UnknownArgumentError(f"the evaluation transform takes no {', '.join(unused)}")
+        return fit
+    from opsin.data.augment.erase import RandomErasing
+    from opsin.data.transforms import TrainingPreprocess, TrainTransform
+
+    check_known(training, signature(TrainTransform).parameters, owner="the training transform")
+    erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count) if re_prob else None
+    transform = TrainTransform(size[-2:], mean=fit.mean, interpolation=interpolation, **training)
+    return TrainingPreprocess(transform, fit, erase=erase)
