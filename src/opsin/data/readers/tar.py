@@ -2,30 +2,22 @@
 
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from opsin.data.images import IMAGE_SUFFIXES, describe
 from opsin.data.labels import natural_order
+from opsin.data.readers._tarfile import Member, read_member, tar_members
 from opsin.data.readers.base import Reader, Record, Strings
 from opsin.data.readers.folder import existing, number_folders, suffix_set, visible
 from opsin.data.split import find_split, split_kind
 from opsin.errors import ImageError, OpsinError, warn_user
 
-__all__ = ["Tar", "by_split", "open_tar", "read_member", "tar_members", "tars_by_split"]
+__all__ = ["Tar", "by_split", "open_tar", "tars_by_split"]
 
-BLOCK = 512  # bytes; what a tar file is made of
-
-
-class Member(NamedTuple):
-    """A file in a tar: where its bytes begin and how many they are."""
-
-    name: str
-    offset: int
-    size: int
+Index = tuple[list[int], list[str], list[Member]]
 
 
 class Tar(Reader):
@@ -39,6 +31,7 @@ class Tar(Reader):
         paths: tar files, not compressed.
         inside: a folder in them: only the pictures below it.
         classes, extensions, labelled: as for `Folder`.
+        index: what `read_index` found in these tars, where that is known.
 
     Raises:
         OpsinError: a tar that is cut short, compressed or none at all; no pictures; and as `Folder`.
@@ -52,10 +45,11 @@ class Tar(Reader):
         classes: Iterable[str] | None = None,
         extensions: Iterable[str] = IMAGE_SUFFIXES,
         labelled: bool = True,
+        index: Index | None = None,
     ) -> None:
         self.paths = tuple(paths)
         suffixes = suffix_set(extensions)
-        which, folders, members = _index(self.paths, suffixes)
+        which, folders, members = index or read_index(self.paths, suffixes)
         if inside is not None:
             kept = [i for i, folder in enumerate(folders) if f"{folder}/".startswith(f"{inside}/")]
             which, members = [which[i] for i in kept], [members[i] for i in kept]
@@ -98,63 +92,25 @@ def open_tar(
     """A tar, or a folder of tars; splits are folders of tars, tars called so (train-00.tar), or folders in one."""
     root = existing(where)
     options: dict[str, Any] = {"extensions": extensions, "labelled": labelled}
-    inside: dict[str, str] = {}
+    inside: list[str] = []
     if os.path.isdir(root):
         groups = tars_by_split(root)
     else:
         groups = {"": [root]}
-        inside = {name: name for name in _splits_inside(root, suffix_set(extensions))}
-    name, part = find_split(split, inside or [g for g in groups if g], owner=describe(root))
-    tars = groups[name] if name in groups else [tar for group in groups.values() for tar in group]
+        options["index"] = index = read_index((root,), suffix_set(extensions))
+        inside = _splits_inside(set(index[1]))
+    name, part = find_split(split, inside or [group for group in groups if group], owner=describe(root))
     train = next((s for s in inside or groups if split_kind(s) == "train"), name)
-    if train != name and labelled:  # the classes of every split are numbered as those of the training split
-        options["classes"] = Tar(groups.get(str(train), tars), inside=inside.get(str(train)), **options).classes
-    return Tar(tars, inside=inside.get(str(name)), **options), part
+
+    def read(split: str | None, **more: Any) -> Tar:
+        return Tar(groups.get(split or "", [root]), inside=split if inside else None, **options, **more)
+
+    if train == name or not labelled:
+        return read(name), part
+    return read(name, classes=read(train).classes), part  # every split's classes numbered as the training split's
 
 
-def tar_members(file: BinaryIO, name: str, *, nested: bool = False, start: int = 0) -> Iterator[Member]:
-    """The files in a tar, by reading its headers; raises `OpsinError` where it is cut short or damaged.
-
-    With `nested` the files of tars inside of it, which begin at byte `start` of the outermost, take their place.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    compressed = file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
-    file.seek(0)
-    if compressed:
-        raise OpsinError(f"{name}: compressed; pictures are found in plain tars alone, so unpack it to one")
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # or they would all be kept
-                end = member.offset_data + member.size
-                if member.isreg() and end > size:
-                    raise OpsinError(f"{name}: cut short within {member.name} ({size} bytes; it ends at {end})")
-                if nested and member.isreg() and member.name.endswith(".tar"):
-                    inner = tar.extractfile(member)
-                    prefix, begin = member.name[:-4], start + member.offset_data
-                    for found in tar_members(inner, f"{name}/{member.name}", nested=True, start=begin):  # type: ignore[arg-type]
-                        yield found._replace(name=f"{prefix}/{found.name}")
-                elif member.isreg() and not member.issparse():
-                    yield Member(member.name, start + member.offset_data, member.size)
-            file.seek(tar.offset)
-            if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a header that is cut or damaged for the end
-                raise OpsinError(f"{name}: cut short or damaged at byte {tar.offset} of {size}: there is no end mark")
-    except (tarfile.TarError, OSError) as error:
-        raise OpsinError(f"{name}: cut short, damaged or no tar ({error})") from error
-
-
-def read_member(file: BinaryIO, offset: int, size: int, name: str) -> bytes:
-    """The bytes of a file in an opened tar; raises `ImageError` where they are none or too few."""
-    data = os.pread(file.fileno(), size, offset)
-    if len(data) < size:
-        raise ImageError(f"{name}: cut short ({len(data)} of {size} bytes)")
-    if not data:
-        raise ImageError(f"{name}: empty (0 bytes)")
-    return data
-
-
-def _index(paths: tuple[str, ...], suffixes: frozenset[str]) -> tuple[list[int], list[str], list[Member]]:
+def read_index(paths: tuple[str, ...], suffixes: frozenset[str]) -> Index:
     """For every picture the number of its tar, its folder, and where it lies."""
     which, folders, members = [], [], []
     outside: list[str] = []
@@ -196,8 +152,7 @@ def _common(folders: set[str]) -> str:
     return "/".join(parts[: next((i for i, part in enumerate(parts) if split_kind(part)), len(parts))])
 
 
-def _splits_inside(path: str, suffixes: frozenset[str]) -> list[str]:
-    folders = set(_index((path,), suffixes)[1])
+def _splits_inside(folders: set[str]) -> list[str]:
     if not any(split_kind(folder.split("/")[0]) and "/" in folder for folder in folders):
         return []
     return natural_order({top for folder in folders if split_kind(top := folder.split("/")[0])})

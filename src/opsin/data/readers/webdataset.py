@@ -10,9 +10,10 @@ import numpy as np
 
 from opsin.data.images import IMAGE_SUFFIXES, describe
 from opsin.data.labels import ClassMap, natural_order
+from opsin.data.readers._tarfile import Member, read_member, tar_members
 from opsin.data.readers.base import Record, StreamReader, Target, Task
 from opsin.data.readers.folder import existing
-from opsin.data.readers.tar import Member, by_split, read_member, tar_members, tars_by_split
+from opsin.data.readers.tar import by_split, tars_by_split
 from opsin.data.split import find_split
 from opsin.errors import ImageError, OpsinError
 
