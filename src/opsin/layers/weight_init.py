@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["init_conv_net_", "lecun_normal_", "skip_init", "trunc_normal_", "variance_scaling_"]
+__all__ = ["init_conv_net_", "init_pyramid_", "lecun_normal_", "skip_init", "trunc_normal_", "variance_scaling_"]
 
 _LEAVES = (nn.Linear, nn.modules.conv._ConvNd, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding)
 _lock = threading.Lock()
@@ -100,6 +100,23 @@ def init_conv_net_(module: nn.Module) -> bool:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
+    else:
+        return False
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return True
+
+
+def init_pyramid_(module: nn.Module) -> bool:
+    """What vision transformers of the PVT line start from: a small normal for linear layers, He's for convolutions.
+
+    False for other modules, which keep their own default (https://arxiv.org/abs/2102.12122).
+    """
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
     else:
         return False
     if module.bias is not None:

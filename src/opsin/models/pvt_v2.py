@@ -16,7 +16,7 @@ from opsin.errors import UnknownArgumentError
 from opsin.layers.attention import split_heads
 from opsin.layers.drop import DropPath, drop_path_rates
 from opsin.layers.norm import get_norm_layer
-from opsin.layers.weight_init import trunc_normal_
+from opsin.layers.weight_init import init_pyramid_
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
@@ -163,16 +163,7 @@ class PyramidVisionTransformerV2(Model, config=Config):
         self.build_head(c)
 
     def init_module(self, module: nn.Module, name: str) -> bool:
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
-        elif isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-        else:
-            return False
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-        return True
+        return init_pyramid_(module)
 
 
 PARTS = {"patch_embed": "downsample", "block": "blocks", "norm": "norm"}
