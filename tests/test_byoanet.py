@@ -56,6 +56,16 @@ def test_halo_of_odd_sizes():
         assert torch.allclose(layer(x)[..., inside[0], inside[1]], layer(whole)[..., inside[0], inside[1]])
 
 
+@torch.no_grad()
+def test_lambda_takes_channels_last():
+    layer, x = randomize(LambdaLayer(16)).eval(), torch.randn(1, 16, 6, 8)
+    expected = layer(x)
+    layer.to(memory_format=torch.channels_last)
+    assert layer.conv_lambda.weight.shape == (16, 1, 9, 9, 1)
+    assert relative_error(layer(x.to(memory_format=torch.channels_last)), expected) < 1e-6
+    assert layer.double().conv_lambda.weight.dtype == torch.float64
+
+
 def test_layers_for_one_size():
     for layer, args in ((BottleneckAttn, SIZED), (LambdaLayer, {**SIZED, "r": None})):
         with pytest.raises(ValueError, match=r"built for maps of \(8, 12\), got \(8, 8\).* img_size"):

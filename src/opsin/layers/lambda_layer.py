@@ -1,5 +1,7 @@
 """The lambda layer: each query is answered by a linear function made of its context (https://arxiv.org/abs/2102.08602)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,13 @@ from opsin.layers.pool import avg_pool_down
 from opsin.layers.rel_pos_bias import relative_position_index
 
 __all__ = ["LambdaLayer"]
+
+
+class PlaneConv(nn.Conv3d):
+    """Kernels over height and width alone, which take the memory formats of two-dimensional ones (channels last)."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(lambda x: fn(x.squeeze(-1)).unsqueeze(-1) if x.ndim == 5 else fn(x), recurse)
 
 
 class LambdaLayer(nn.Module):
@@ -31,7 +40,7 @@ class LambdaLayer(nn.Module):
         self.norm_q = nn.BatchNorm2d(num_heads * self.dim_qk)
         self.norm_v = nn.BatchNorm2d(self.dim_v)
         if r is not None:
-            self.conv_lambda = nn.Conv3d(1, self.dim_qk, (r, r, 1), padding=(r // 2, r // 2, 0))
+            self.conv_lambda = PlaneConv(1, self.dim_qk, (r, r, 1), padding=(r // 2, r // 2, 0))
         elif feat_size is None:
             raise ValueError("a lambda layer with r=None learns positions for one size of the map: give img_size")
         else:
