@@ -132,8 +132,12 @@ def test_faults_of_a_dataset(tmp_path):
     with pytest.raises(OpsinError, match="row 1 has no label"):
         open_reader(f"hf:{tmp_path / 'none'}")
     made(3, label, [1, -1, 2]).save_to_disk(tmp_path / "range")
-    with pytest.raises(OpsinError, match="label -1 of row 1 is out of range for 5 classes"):
+    with pytest.raises(OpsinError, match=r"row 1: label \[-1\] is out of range for 5 classes"):
         open_reader(f"hf:{tmp_path / 'range'}")
+    with pytest.raises(OpsinError, match="row 1 has nan for label, no finite number"):
+        Hub(made(2, datasets.Value("float32"), [1.0, float("nan")]))
+    with pytest.raises(OpsinError, match="the rows of label are not equally long"):
+        Hub(made(2, datasets.List(datasets.Value("float32")), [[1.0], [1.0, 2.0]]))
     stream = list(open_reader(f"hfids:{tmp_path / 'range'}").stream())
     assert [isinstance(r, ImageError) for r in stream] == [False, True, False]
     broken = {"image": [{"bytes": b"", "path": None}, None, {"bytes": None, "path": str(tmp_path / "gone.png")}]}
@@ -294,6 +298,7 @@ def test_dataset_with_splits_by_name(tmp_path):
 def test_options_and_faults_of_torchvision(tmp_path):
     reader = open_reader("torch:fakedata", size=6, image_size=(3, 8, 8), num_classes=4)
     assert (len(reader), reader[0].image.size, len(reader.classes) <= 4) == (6, (8, 8), True)
+    assert len(open_reader("torch/fakedata", size=5)) == 5
     with pytest.raises(UnknownArgumentError, match=r"FakeData takes no argument 'sise'. Did you mean size\?"):
         open_reader("torch:fakedata", sise=6)
     with pytest.raises(OpsinError, match=r"no dataset 'cifar1000'. Did you mean cifar10"):

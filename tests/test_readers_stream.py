@@ -206,5 +206,8 @@ def test_shards_that_cannot_be_opened(tmp_path):
         open_reader(f"wds:{tmp_path}")
     shards(tmp_path, [2, 2], "t-{}.tar")
     reader = open_reader(f"wds:{tmp_path}/t-{{0..1}}.tar")
+    (tmp_path / "d.tar").mkdir()
+    with pytest.raises(OpsinError, match=r"d.tar: cannot be read \(Is a directory\)"):
+        open_reader(f"wds:{tmp_path}/d.ta{{r,r}}")
     (tmp_path / "t-1.tar").unlink()
     assert "t-1.tar: No such file" in faults(reader)[0]

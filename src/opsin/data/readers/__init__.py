@@ -3,30 +3,56 @@
 import inspect
 import os
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from opsin.data.labels import ClassMap
 from opsin.data.readers.base import Reader, Record, Relabelled, RelabelledStream, StreamReader, Subset, Target, Tuples
+from opsin.data.readers.digits import Digits, open_digits
+from opsin.data.readers.folder import Folder, open_folder
+from opsin.data.readers.hub import Hub, HubStream, open_hub, open_hub_stream
+from opsin.data.readers.table import Table, open_table
+from opsin.data.readers.tar import Tar, open_tar
+from opsin.data.readers.torchvision import Torchvision, open_torchvision
+from opsin.data.readers.webdataset import Shards, open_shards
 from opsin.data.split import stratified_split
 from opsin.errors import OpsinError, check_known, did_you_mean
 
-__all__ = ["SCHEMES", "Reader", "Record", "Relabelled", "StreamReader", "Subset", "Target", "open_reader"]
+__all__ = [
+    "SCHEMES",
+    "Digits",
+    "Folder",
+    "Hub",
+    "HubStream",
+    "Reader",
+    "Record",
+    "Relabelled",
+    "RelabelledStream",
+    "Shards",
+    "StreamReader",
+    "Subset",
+    "Table",
+    "Tar",
+    "Target",
+    "Torchvision",
+    "Tuples",
+    "open_reader",
+]
 
-# scheme -> the module beside this one and the function in it that opens a place
-SCHEMES = {
-    "folder": "folder.open_folder",
-    "csv": "table.open_table",
-    "jsonl": "table.open_table",
-    "parquet": "table.open_table",
-    "tar": "tar.open_tar",
-    "wds": "webdataset.open_shards",
-    "hf": "hub.open_hub",
-    "hfds": "hub.open_hub",
-    "hfids": "hub.open_hub_stream",
-    "torch": "torchvision.open_torchvision",
-    "digits": "digits.open_digits",
+# what opens a place: (place, split) -> a reader, and which part of it is still to be cut out of it
+SCHEMES: dict[str, Callable[..., tuple[Any, str | None]]] = {
+    "folder": open_folder,
+    "csv": open_table,
+    "jsonl": open_table,
+    "parquet": open_table,
+    "tar": open_tar,
+    "wds": open_shards,
+    "hf": open_hub,
+    "hfds": open_hub,
+    "hfids": open_hub_stream,
+    "torch": open_torchvision,
+    "digits": open_digits,
 }
+SLASHED = ("hfds", "hfids", "torch", "wds")  # these may be followed by a slash too, as timm writes them
 # what a path alone is, by its suffix; a folder otherwise
 SUFFIXES = {
     ".csv": "csv",
@@ -57,13 +83,13 @@ def open_reader(
         class_map: what numbers the classes, as `ClassMap.of` takes it; by default their natural order.
         holdout: the fraction for validation where the dataset is divided here; 0 leaves all of it to training.
         seed: of that division.
-        options: what the scheme takes beside.
+        options: what the scheme takes beside: see `open_folder`, `open_table` and so on.
 
     Raises:
         OpsinError: no such scheme, place, split, class or column, or nothing there.
     """
     scheme, place = _parse(os.fspath(where))
-    opener = _opener(scheme)
+    opener = SCHEMES[scheme]
     takes = dict(list(inspect.signature(opener).parameters.items())[2:])
     if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         check_known(options, [*takes, "split", "class_map", "holdout", "seed"], owner=f"a dataset by {scheme}:")
@@ -84,6 +110,9 @@ def _parse(where: str) -> tuple[str, str]:
         return where, ""
     if colon and scheme in SCHEMES:
         return scheme, place
+    first, _, rest = where.partition("/")
+    if first in SLASHED and rest and not os.path.exists(where):
+        return first, rest
     if not colon or os.path.exists(where) or os.sep in scheme or len(scheme) == 1:  # one letter is a drive
         suffix = os.path.splitext(where)[1].lower()
         hint = "" if os.path.exists(os.path.expanduser(where)) else did_you_mean(where, SCHEMES)
@@ -91,11 +120,6 @@ def _parse(where: str) -> tuple[str, str]:
             raise OpsinError(f"{where}: no such folder or scheme.{hint}")
         return SUFFIXES.get(suffix, "folder"), where
     raise OpsinError(f"no kind of dataset {scheme!r}.{did_you_mean(scheme, SCHEMES)} There are: {', '.join(SCHEMES)}.")
-
-
-def _opener(scheme: str) -> Callable[..., tuple[Any, str | None]]:
-    module, _, function = SCHEMES[scheme].partition(".")
-    return getattr(import_module(f"{__name__}.{module}"), function)
 
 
 def _relabel(reader: Any, class_map: ClassMap) -> Any:

@@ -65,25 +65,34 @@ class Hub(Reader):
         return f"{self.label}[{index}]"
 
     def _all_targets(self, values: list[Any]) -> Targets:
+        if None in values:
+            raise OpsinError(f"{self}: row {values.index(None)} has no {self.column}")
         if self.task == "regression":
-            return np.array(values, dtype=np.float64)
-        many = self.task == "multi"
+            return self._numbers(values)
+        rows = values if self.task == "multi" else [[value] for value in values]
         if self.classes is None:
-            labels = {v for row in values for v in row} if many else set(values)
-            if None in labels:
-                raise OpsinError(f"{self}: row {values.index(None)} has no {self.column}")
-            order = sorted(labels) if all(isinstance(v, int) for v in labels) else natural_order(labels)
+            labels = {label for row in rows for label in row}
+            order = sorted(labels) if all(isinstance(label, int) for label in labels) else natural_order(labels)
             self.classes = tuple(map(str, order))
-            place = {value: i for i, value in enumerate(order)}
-            values = [[place[v] for v in row] for row in values] if many else [place[v] for v in values]
-        if many:
-            return Tuples([sorted(set(row)) for row in values])
-        if None in values or any(not 0 <= v < len(self.classes) for v in values):
-            row = next(i for i, v in enumerate(values) if v is None or not 0 <= v < len(self.classes))
-            raise OpsinError(
-                f"{self}: label {values[row]} of row {row} is out of range for {len(self.classes)} classes"
-            )
-        return np.array(values, dtype=np.int64)
+            place = {label: i for i, label in enumerate(order)}
+            rows = [[place[label] for label in row] for row in rows]
+        known = range(len(self.classes))
+        for number, row in enumerate(rows):
+            if any(label not in known for label in row):
+                raise OpsinError(f"{self}: row {number}: label {row} is out of range for {len(known)} classes")
+        if self.task == "multi":
+            return Tuples([sorted(set(row)) for row in rows])
+        return np.array([row[0] for row in rows], dtype=np.int64)
+
+    def _numbers(self, values: list[Any]) -> np.ndarray:
+        try:
+            targets = np.array(values, dtype=np.float64)
+        except ValueError as error:
+            raise OpsinError(f"{self}: the rows of {self.column} are not equally long") from error
+        wrong = np.flatnonzero(~np.isfinite(targets.reshape(len(targets), -1)).all(1))
+        if len(wrong):
+            raise OpsinError(f"{self}: row {wrong[0]} has {values[wrong[0]]} for {self.column}, no finite number")
+        return targets
 
 
 class HubStream(StreamReader):

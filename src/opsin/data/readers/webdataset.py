@@ -4,7 +4,7 @@ import glob
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -55,25 +55,17 @@ class Shards(StreamReader):
         buffer: int = 4096,
     ) -> None:
         self.paths, self.class_map, self.length, self.buffer = tuple(paths), class_map, length, buffer
-        words = IMAGE_SUFFIXES if image is None else image.split(";") if isinstance(image, str) else image
+        words = sorted(IMAGE_SUFFIXES) if image is None else image.split(";") if isinstance(image, str) else image
         self.image = tuple(word.lower().lstrip(".") for word in words)
         if not self.paths:
             raise OpsinError("no shards given")
         if buffer < 1:
             raise OpsinError(f"the buffer holds at least 1 sample, not {buffer}")
-        with open(existing(self.paths[0]), "rb") as file:
-            key, files = next(_samples(file, describe(self.paths[0])), (None, None))
-            if files is None:
-                raise OpsinError(f"{self}: the shard is empty")
-            if not any(e in files for e in self.image):
-                raise OpsinError(f"{self}: sample {key} has no picture ({' '.join(self.image)}), but {' '.join(files)}")
-            name = f"{describe(self.paths[0])}/{key}"
-            self.target, self.task = target or _usual_target(file, files), "unlabelled"
-            if self.target is not None:
-                value = _value(file, files, self.target, name)
-                self.task = _task_of(value, name)
-                if class_map is None:
-                    self._as_target(value, name)  # text is refused here, once
+        try:
+            with open(existing(self.paths[0]), "rb") as file:
+                self.target, self.task = self._look(file, target)
+        except OSError as error:
+            raise OpsinError(f"{describe(self.paths[0])}: cannot be read ({error.strerror})") from error
         if class_map is not None and self.task in ("single", "multi"):
             self.classes = class_map.names
 
@@ -97,6 +89,23 @@ class Shards(StreamReader):
             samples = _shuffled(samples, self.buffer, np.random.default_rng((seed, epoch, part)))
         for sample in samples:
             yield sample if isinstance(sample, ImageError) else self._record(*sample)
+
+    def _look(self, file: BinaryIO, target: str | None) -> tuple[str | None, Task]:
+        """Where labels are and what they are, from the first sample of a shard."""
+        key, files = next(_samples(file, describe(self.paths[0])), ("", {}))
+        if not files:
+            raise OpsinError(f"{self}: the shard is empty")
+        if not any(extension in files for extension in self.image):
+            raise OpsinError(f"{self}: sample {key} has no picture ({' '.join(self.image)}), but {' '.join(files)}")
+        target = target or _usual_target(file, files)
+        if target is None:
+            return None, "unlabelled"
+        name = f"{describe(self.paths[0])}/{key}"
+        value = _value(file, files, target, name)
+        self.task = _task_of(value, name)
+        if self.class_map is None:
+            self._as_target(value, name)  # text is refused here, once
+        return target, self.task
 
     def _of_shard(self, path: str, part: int, parts: int) -> Iterator[tuple[str, Sample] | ImageError]:
         """Every `parts`-th sample of a shard, unread; the error that ends it is the first part's to tell."""
@@ -223,7 +232,7 @@ def _info(folder: str) -> dict[str, tuple[list[str], int | None]]:
 # --- inside a shard -------------------------------------------------------------------------------------------------
 
 
-def _samples(file: Any, name: str) -> Iterator[Sample]:
+def _samples(file: BinaryIO, name: str) -> Iterator[Sample]:
     """Runs of files with the same name up to the first dot."""
     key, files = None, dict[str, Member]()
     for member in tar_members(file, name):
@@ -241,7 +250,7 @@ def _samples(file: Any, name: str) -> Iterator[Sample]:
         yield str(key), files
 
 
-def _usual_target(file: Any, files: dict[str, Member]) -> str | None:
+def _usual_target(file: BinaryIO, files: dict[str, Member]) -> str | None:
     if "cls" in files:
         return "cls"
     if "json" in files:
@@ -250,7 +259,7 @@ def _usual_target(file: Any, files: dict[str, Member]) -> str | None:
     return None
 
 
-def _value(file: Any, files: dict[str, Member], target: str, name: str) -> Any:
+def _value(file: BinaryIO, files: dict[str, Member], target: str, name: str) -> Any:
     """What stands in the label file of a sample: JSON, or else text."""
     extension, _, key = target.partition(".")
     if extension not in files:
