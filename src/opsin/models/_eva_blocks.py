@@ -1,5 +1,6 @@
 """Blocks of EVA: attention without a key bias, with or without rotary positions; norms before or behind."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -7,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
-from opsin.layers.drop import DropPath
+from opsin.layers.drop import DropPath, drop_path_rates
 from opsin.layers.glu import SwiGLU, SwiGLUPacked
 from opsin.layers.mlp import Mlp
 from opsin.layers.norm import LayerNorm
-from opsin.layers.rope import AttentionRope
+from opsin.layers.rope import AttentionRope, Rope, create_rope_embed
 
-__all__ = ["EvaAttention", "EvaBlock", "EvaBlockPostNorm"]
+__all__ = ["EvaAttention", "EvaBlock", "EvaBlockPostNorm", "build_eva_blocks", "build_rope"]
 
 
 class EvaAttention(AttentionRope):
@@ -59,6 +60,7 @@ class EvaBlock(nn.Module):
         scale_attn_inner, scale_mlp: a norm before the last projection of attention and MLP.
         swiglu_mlp: gated, packed in one layer; in two where it has a norm, or a width that `swiglu_align_to` divides.
         attn_only_layer_scale: none on the MLP.
+        gated_attn: a sigmoid of the input on what was attended to.
         rope_index: its entry in a rope that differs from block to block.
     """
 
@@ -67,8 +69,8 @@ class EvaBlock(nn.Module):
         swiglu_mlp: bool = False, swiglu_align_to: int = 0, scale_mlp: bool = False, scale_attn_inner: bool = False,
         num_prefix_tokens: int = 1, attn_type: str = "eva", rotate_half: bool = False, qk_norm: bool = False,
         num_kv_heads: int | None = None, proj_drop: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
-        init_values: float | None = None, attn_only_layer_scale: bool = False, norm_layer: Any = LayerNorm,
-        rope_index: int | None = None,
+        init_values: float | None = None, attn_only_layer_scale: bool = False, gated_attn: bool = False,
+        act_layer: Any = "gelu", norm_layer: Any = LayerNorm, rope_index: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if attn_type not in ATTNS:
@@ -81,13 +83,13 @@ class EvaBlock(nn.Module):
         attn = ATTNS[attn_type](
             dim, num_heads, qkv_bias=qkv_bias, qkv_fused=qkv_fused, num_prefix_tokens=num_prefix_tokens,
             attn_drop=attn_drop, proj_drop=proj_drop, norm_layer=norm_layer, qk_norm=qk_norm,
-            scale_norm=scale_attn_inner, rotate_half=rotate_half, num_kv_heads=num_kv_heads,
+            scale_norm=scale_attn_inner, rotate_half=rotate_half, gated=gated_attn, num_kv_heads=num_kv_heads,
         )  # fmt: skip
         hidden = int(dim * mlp_ratio)
         args = {"norm_layer": norm_layer if scale_mlp else None, "drop": proj_drop}
         mlp: nn.Module
         if not swiglu_mlp:
-            mlp = Mlp(dim, hidden, **args)  # type: ignore[arg-type]
+            mlp = Mlp(dim, hidden, act_layer=act_layer, **args)  # type: ignore[arg-type]
         elif scale_mlp or swiglu_align_to:
             mlp = SwiGLU(dim, hidden + -hidden % (swiglu_align_to or 1), **args)  # type: ignore[arg-type]
         else:
@@ -135,3 +137,41 @@ class EvaBlockPostNorm(EvaBlock):
     ) -> Tensor:
         x = x + self.drop_path1(self.norm1(self.attend(x, rope, attn_mask, is_causal)))
         return x + self.drop_path2(self.norm2(self.mlp(x)))
+
+
+SHARED = (
+    "num_heads", "qkv_bias", "qkv_fused", "qk_norm", "mlp_ratio", "swiglu_mlp", "swiglu_align_to", "init_values",
+    "attn_only_layer_scale",
+)  # fmt: skip
+
+
+def build_eva_blocks(make: Callable[..., EvaBlock], c: Any, rope: Rope | None, **args: Any) -> list[nn.Module]:
+    """`c.depth` blocks of a config, with further arguments in `args`."""
+    heads = c.num_kv_heads if isinstance(c.num_kv_heads, Sequence) else (c.num_kv_heads,) * c.depth
+    if len(heads) != c.depth:
+        raise UnknownArgumentError(f"num_kv_heads has {len(heads)} entries for {c.depth} blocks")
+    args |= {name: getattr(c, name) for name in SHARED}
+    args |= {"proj_drop": c.proj_drop_rate, "attn_drop": c.attn_drop_rate}
+    args["rotate_half"] = rope is not None and rope.rotate_half
+    rates = drop_path_rates(c.drop_path_rate, (c.depth,))[0]
+    own = rope is not None and c.rope_type == "mixed"
+    return [
+        make(c.embed_dim, num_kv_heads=heads[i], drop_path=rates[i], rope_index=i if own else None, **args)
+        for i in range(c.depth)
+    ]
+
+
+def build_rope(c: Any, rope_type: str, feat_shape: Sequence[int] | None, ref_feat_shape: Sequence[int] | None) -> Rope:
+    """The rope of a config, of whose figures each kind knows some."""
+    args: dict[str, Any] = {"feat_shape": feat_shape, "temperature": c.rope_temperature}
+    args |= {name: getattr(c, f"rope_{name}") for name in ("shift_coords", "jitter_coords", "rescale_coords")}
+    args["grid_indexing"] = c.rope_grid_indexing
+    if rope_type in ("cat", "dinov3"):
+        args |= {"grid_offset": c.rope_grid_offset, "rotate_half": c.rope_rotate_half}
+    if rope_type == "cat":
+        args["ref_feat_shape"] = ref_feat_shape
+    if rope_type == "mixed":
+        args["depth"] = c.depth
+    if rope_type == "mrope" and c.rope_mrope_section is not None:
+        args["mrope_section"] = c.rope_mrope_section
+    return create_rope_embed(rope_type, c.embed_dim, c.num_heads, **args)

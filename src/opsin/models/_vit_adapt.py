@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from opsin.errors import WeightsError
 from opsin.layers.pos_embed import resample_abs_pos_embed, resample_patch_embed
 
-__all__ = ["CLIP_RULES", "Rules", "adapt", "below", "checkpoint_filter_fn", "fit", "rename"]
+__all__ = [
+    "CLIP_RULES", "Rules", "adapt", "below", "checkpoint_filter_fn", "fit", "is_radio", "radio", "rename", "to_today",
+]  # fmt: skip
 
 State = dict[str, Any]
 Rules = tuple[tuple[str, str], ...]
@@ -42,9 +44,15 @@ def checkpoint_filter_fn(
 def _convert(given: Mapping[str, Any], model: Any, layer_scale: bool, how: dict[str, Any]) -> dict[str, Tensor]:
     state = _unwrap(dict(given))
     how = ({"interpolation": "bilinear", "antialias": False} if _is_flax(state) else {}) | how
+    return fit(to_today(state, model, layer_scale, how), model, how)
+
+
+def to_today(state: State, model: Any, layer_scale: bool = True, how: dict[str, Any] | None = None) -> State:
+    """Names and shapes of any known layout, at the sizes of the checkpoint."""
+    state = _unwrap(state)
     for known, convert in LAYOUTS:
         if known(state):
-            state = convert(state, model, how)
+            state = convert(state, model, how or {})
             break
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -55,7 +63,7 @@ def _convert(given: Mapping[str, Any], model: Any, layer_scale: bool, how: dict[
         if layer_scale:
             key = re.sub(r"\bgamma_([0-9])", r"ls\1.gamma", key)
         out[key] = value
-    return fit(out, model, how)
+    return out
 
 
 def _unwrap(state: State) -> State:
@@ -228,26 +236,32 @@ def _aimv2(state: State, model: Any, how: dict[str, Any]) -> State:
 RADIO = "radio_model.model."
 
 
-def _radio(state: State, model: Any, how: dict[str, Any]) -> State:
-    """One class token per teacher, then registers: the first stays the class token. Input scaling and heads go.
+def is_radio(state: Mapping[str, Any]) -> bool:
+    return f"{RADIO}patch_generator.embedder.weight" in state
 
-    The big square position table is resized to the larger side of the grid and cropped, as RADIO itself does.
-    """
+
+def radio(state: State) -> State:
+    """One class token per teacher, then registers: the first stays the class token. Input scaling and heads go."""
     own = below(state, RADIO)
     generator = below(own, "patch_generator.")
     weight, tokens = generator["embedder.weight"], generator["cls_token.token"]
     patch = math.isqrt(weight.shape[1] // 3)
     out = {k.replace(".grandma", ".gamma"): v for k, v in own.items() if k.startswith("blocks.")}
-    height, width = model.patch_embed.grid_size
-    table = resample_abs_pos_embed(generator["pos_embed"], (max(height, width),) * 2, None, 0, **how)
-    table = table.unflatten(1, (max(height, width),) * 2)[:, :height, :width].flatten(1, 2)
     return out | {
         "patch_embed.proj.weight": weight.reshape(len(weight), 3, patch, patch),
         "patch_embed.proj.bias": weight.new_zeros(len(weight)),
-        "pos_embed": table,
+        "pos_embed": generator["pos_embed"],
         "cls_token": tokens[None, :1],
         "reg_token": tokens[None, 1:],
     }
+
+
+def _radio(state: State, model: Any, how: dict[str, Any]) -> State:
+    """The big square position table is resized to the larger side of the grid and cropped, as RADIO itself does."""
+    out = radio(state)
+    height, width = model.patch_embed.grid_size
+    table = resample_abs_pos_embed(out["pos_embed"], (max(height, width),) * 2, None, 0, **how)
+    return out | {"pos_embed": table.unflatten(1, (max(height, width),) * 2)[:, :height, :width].flatten(1, 2)}
 
 
 # -- Flax --------------------------------------------------------------------------------------------------------------
@@ -380,5 +394,5 @@ LAYOUTS: tuple[tuple[Callable[[State], bool], Callable[[State, Any, dict[str, An
     (lambda state: any(k.startswith("beit3.") for k in state), _beit3),
     (lambda state: any(k.startswith(("visual.trunk.", "module.visual.trunk.")) for k in state), _trunk),
     (_has("preprocessor.patchifier.proj.weight"), _aimv2),
-    (_has(f"{RADIO}patch_generator.embedder.weight"), _radio),
+    (is_radio, _radio),
 )

@@ -5,7 +5,6 @@ The class serves more lineages; each has its own table: `vit_rope`, `vit_pe` (Pe
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -13,18 +12,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from opsin.errors import UnknownArgumentError
 from opsin.layers.attention import mask_args
-from opsin.layers.drop import drop_path_rates
 from opsin.layers.patch_dropout import PatchDropout
 from opsin.layers.patch_embed import to_2tuple
-from opsin.layers.rope import Rope, create_rope_embed, keep_rope
+from opsin.layers.rope import Rope, keep_rope
 from opsin.layers.weight_init import trunc_normal_
 from opsin.models import vision_transformer as vit
 from opsin.models._chain import Stage
 from opsin.models._config import ModelConfig
 from opsin.models._eva_adapt import adapt, checkpoint_filter_fn
-from opsin.models._eva_blocks import EvaAttention, EvaBlock, EvaBlockPostNorm
+from opsin.models._eva_blocks import EvaAttention, EvaBlock, EvaBlockPostNorm, build_eva_blocks, build_rope
 from opsin.models._family import Family
 from opsin.models._index import MODELS
 from opsin.models._vit_init import init_plain
@@ -105,7 +102,9 @@ class Eva(vit.VisionTransformer, config=Config):
         norm = vit.bind_norm(c.norm_layer, c.norm_eps)
         self.build_embed(like)
         self.norm_pre = norm(c.embed_dim) if c.use_pre_transformer_norm else nn.Identity()
-        self.rope = self.build_rope(c) if c.use_rot_pos_emb else None
+        grid = None if c.dynamic_img_size else self.patch_embed.grid_size
+        ref = None if c.ref_feat_shape is None else to_2tuple(c.ref_feat_shape)
+        self.rope = build_rope(c, c.rope_type, grid, ref) if c.use_rot_pos_emb else None
         self.blocks = nn.Sequential(*self.build_blocks(c, norm))
         behind = c.global_pool == "avg" if c.use_fc_norm is None else c.use_fc_norm
         closing = not behind if c.use_post_transformer_norm is None else c.use_post_transformer_norm
@@ -117,35 +116,11 @@ class Eva(vit.VisionTransformer, config=Config):
         owners = embed.owners + (("rope",) if isinstance(self.rope, nn.Module) else ())
         self.chain = (Stage((), params=owners, checkpoint=False), *rest)  # `begin` embeds
 
-    def build_rope(self, c: Config) -> Rope:
-        grid = None if c.dynamic_img_size else self.patch_embed.grid_size
-        args: dict[str, Any] = {"feat_shape": grid, "temperature": c.rope_temperature}
-        args |= {name: getattr(c, f"rope_{name}") for name in ("shift_coords", "jitter_coords", "rescale_coords")}
-        args["grid_indexing"] = c.rope_grid_indexing
-        if c.rope_type in ("cat", "dinov3"):
-            args |= {"grid_offset": c.rope_grid_offset, "rotate_half": c.rope_rotate_half}
-        if c.rope_type == "cat":
-            args["ref_feat_shape"] = None if c.ref_feat_shape is None else to_2tuple(c.ref_feat_shape)
-        if c.rope_type == "mixed":
-            args["depth"] = c.depth
-        if c.rope_type == "mrope" and c.rope_mrope_section is not None:
-            args["mrope_section"] = c.rope_mrope_section
-        return create_rope_embed(c.rope_type, c.embed_dim, c.num_heads, **args)
-
     def build_blocks(self, c: Config, norm: Any) -> list[nn.Module]:  # type: ignore[override]
-        make = EvaBlockPostNorm if c.use_post_norm else EvaBlock
-        shared: dict[str, Any] = {name: getattr(c, name) for name in BLOCK_FIELDS}
-        shared |= {"proj_drop": c.proj_drop_rate, "attn_drop": c.attn_drop_rate, "norm_layer": norm}
-        shared |= {"num_prefix_tokens": self.num_prefix_tokens, "rotate_half": self.rope and self.rope.rotate_half}
-        heads = c.num_kv_heads if isinstance(c.num_kv_heads, Sequence) else (c.num_kv_heads,) * c.depth
-        if len(heads) != c.depth:
-            raise UnknownArgumentError(f"num_kv_heads has {len(heads)} entries for {c.depth} blocks")
-        rates = drop_path_rates(c.drop_path_rate, (c.depth,))[0]
-        own = self.rope is not None and c.rope_type == "mixed"
-        return [
-            make(c.embed_dim, num_kv_heads=heads[i], drop_path=rates[i], rope_index=i if own else None, **shared)
-            for i in range(c.depth)
-        ]
+        return build_eva_blocks(
+            EvaBlockPostNorm if c.use_post_norm else EvaBlock, c, self.rope, scale_mlp=c.scale_mlp, norm_layer=norm,
+            scale_attn_inner=c.scale_attn_inner, attn_type=c.attn_type, num_prefix_tokens=self.num_prefix_tokens,
+        )  # fmt: skip
 
     def build_head(self, c: Config) -> None:  # type: ignore[override]
         heads, ratio = c.attn_pool_num_heads or c.num_heads, c.attn_pool_mlp_ratio or c.mlp_ratio
@@ -205,12 +180,6 @@ class Eva(vit.VisionTransformer, config=Config):
                 block.get_parameter(f"{path}.weight").div_(math.sqrt(2.0 * (i + 1)))
         if isinstance(self.head, nn.Linear):
             self.head.weight.mul_(self.config.head_init_scale)
-
-
-BLOCK_FIELDS = (
-    "num_heads", "qkv_bias", "qkv_fused", "qk_norm", "mlp_ratio", "swiglu_mlp", "swiglu_align_to", "scale_mlp",
-    "scale_attn_inner", "attn_type", "init_values", "attn_only_layer_scale",
-)  # fmt: skip
 
 
 def as_vit(c: Config) -> vit.Config:

@@ -74,7 +74,7 @@ def _adapt_first_conv(
         key = f"{path}.weight"
         if key in state and key in wanted and state[key].shape != wanted[key].shape:
             inputs, had = wanted[key].shape[1], state[key].shape[1]
-            if state[key].ndim == 4 and had != inputs:
+            if had != inputs and (state[key].ndim == 4 or strategy):  # or a linear layer on flat patches
                 positions = had // 3 if strategy in ("space_to_depth", "pixel_unshuffle") else 1
                 state[key] = adapt_input_conv(state[key], inputs // positions, strategy=strategy)
 
