@@ -104,11 +104,12 @@ _LAYERS = _SWITCHES | {
 # the files of timm's layers, as old code imports from them; each shows all layers
 _LAYER_FILES = frozenset({
     "activations", "activations_me", "adaptive_avgmax_pool", "attention", "attention2d", "attention_pool",
-    "attention_pool2d", "blur_pool", "bottleneck_attn", "classifier", "config", "conv2d_same", "conv_bn_act", "create_act", "create_attn",
-    "create_conv2d", "create_norm", "create_norm_act", "drop", "eca", "fast_norm", "format", "grid", "grn", "halo_attn", "helpers",
-    "interpolate", "lambda_layer", "layer_scale", "linear", "mixed_conv2d", "mlp", "non_local_attn", "norm", "norm_act", "other_pool", "padding",
-    "patch_dropout", "patch_embed", "pool2d_same", "pos_embed", "selective_kernel", "squeeze_excite", "std_conv",
-    "trace_utils", "weight_init",
+    "attention_pool2d", "blur_pool", "bottleneck_attn", "classifier", "config", "conv2d_same", "conv_bn_act",
+    "create_act", "create_attn", "create_conv2d", "create_norm", "create_norm_act", "drop", "eca", "fast_norm",
+    "format", "grid", "grn", "halo_attn", "helpers", "interpolate", "lambda_layer", "layer_scale", "linear",
+    "mixed_conv2d", "mlp", "non_local_attn", "norm", "norm_act", "other_pool", "padding", "patch_dropout",
+    "patch_embed", "pool2d_same", "pos_embed", "selective_kernel", "squeeze_excite", "std_conv", "trace_utils",
+    "weight_init",
 })  # fmt: skip
 
 
