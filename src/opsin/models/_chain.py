@@ -25,6 +25,7 @@ class Stage(NamedTuple):
     any_depth: bool = False  # a closing norm that fits behind every level, so it stays when late stages are pruned
     checkpoint: bool = True  # worth recomputing in the backward pass; False for stems
     item: int | None = None  # which of several maps that leave it is the level; None where one map leaves it
+    to_tokens: bool = False  # makes of the last map what only the head takes (class attention, flattening)
     trim: int = (
         0  # image pixels lost at the borders to windows without padding: size = ceil((image - trim) / reduction)
     )

@@ -182,7 +182,7 @@ class Cait(PatchModel, config=Config):
         self.chain = (
             Stage(("embed",), params=("patch_embed", "pos_embed"), checkpoint=False),
             *levels,
-            Stage(("look",), params=("cls_token", "blocks_token_only")),
+            Stage(("look",), params=("cls_token", "blocks_token_only"), to_tokens=True),
             Stage(("norm",), any_depth=True),
         )
 

@@ -293,7 +293,7 @@ class Levit(Model, config=Config):
             self.stages.append(nn.Sequential(OrderedDict(downsample=down, blocks=nn.Sequential(*blocks))))
             chain.append(Stage((f"stages.{i}",), dim, stride))
         self.tokens = nn.Identity() if c.use_conv else ToTokens()
-        self.chain = (*chain, Stage(("tokens",), checkpoint=False))
+        self.chain = (*chain, Stage(("tokens",), checkpoint=False, to_tokens=True))
         self.build_head(c)
 
     def build_head(self, c: Config) -> None:
