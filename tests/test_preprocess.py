@@ -171,6 +171,16 @@ def test_create_transform_defaults_equal_judge():
         assert torch.equal(preprocess.create_transform(**kwargs)(image), judge_transform(**kwargs)(image))
 
 
+def test_batches_are_normalised_as_their_pictures():
+    transform = Preprocess(input_size=(3, 40, 30))
+    pixels = torch.stack([transform.to_uint8(picture(50, 60, seed)) for seed in range(4)])
+    expected = torch.stack([transform(picture(50, 60, seed)) for seed in range(4)])
+    assert torch.equal(transform.normalize(pixels), expected)
+    assert torch.equal(transform.normalize(pixels[None]), expected[None])
+    layout = transform.normalize(pixels.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(layout, expected)
+
+
 def test_create_transform_says_what_it_does_not_do():
     with pytest.raises(UnknownArgumentError, match="re_prob"):
         preprocess.create_transform(224, re_prob=0.25)

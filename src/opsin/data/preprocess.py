@@ -147,7 +147,12 @@ class Preprocess:
         mean, std = (
             torch.tensor(v, dtype=torch.float32, device=pixels.device)[:, None, None] for v in (self.mean, self.std)
         )
-        return pixels.float().div_(255).sub_(mean).div_(std)
+        out = torch.empty_like(pixels, dtype=torch.float32)
+        # one picture after the other stays in a processor's cache, which halves the time
+        one_by_one = pixels.ndim > 3 and pixels.device.type == "cpu"
+        for values, given in zip(out, pixels, strict=True) if one_by_one else [(out, pixels)]:
+            values.copy_(given).div_(255).sub_(mean).div_(std)
+        return out
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that a picture of these sides is resized to, before it is cropped or bordered."""
