@@ -313,6 +313,22 @@ def test_checkpoint_of_rope_vit():
         assert all(torch.equal(value, today[key]) for key, value in got.items())
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_checkpoint_of_hugging_face(gated):
+    """Its own model gives the same tokens: class, registers, patches."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=48, patch_size=8,
+        num_register_tokens=2, use_gated_mlp=gated, hidden_act="silu" if gated else "gelu",
+    )  # fmt: skip
+    theirs = randomize(transformers.DINOv3ViTModel(config)).eval()
+    kwargs = DINOV3 | {"rope_rotate_half": True, "mlp_ratio": 2.0, "norm_eps": 1e-5, "dynamic_img_size": True}
+    ours = Eva(**(SMALL | kwargs | (GATED if gated else {}))).eval()
+    ours.load_state_dict(checkpoint_filter_fn(theirs.state_dict(), ours))
+    with torch.no_grad():
+        assert relative_error(ours.forward_features(image()), theirs(image()).last_hidden_state) < 1e-5
+
+
 def test_variants_are_found_where_timm_has_them():
     from opsin.models import eva
 

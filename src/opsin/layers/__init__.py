@@ -31,11 +31,21 @@ from opsin.layers.pos_embed import (
     resize_rel_pos_bias_table,
 )
 from opsin.layers.rel_pos_bias import RelPosBias, RelPosMlp, RelPosTable, log_offsets, relative_position_index
+from opsin.layers.rope import (
+    AttentionRope,
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    RotaryEmbeddingMixed,
+    RotaryEmbeddingMRope,
+    apply_rot_embed_cat,
+    create_rope_embed,
+)
 from opsin.layers.weight_init import lecun_normal_, skip_init, trunc_normal_, variance_scaling_
 
 __all__ = [
     "Attention",
     "AttentionPoolLatent",
+    "AttentionRope",
     "BlurPool2d",
     "ClassifierHead",
     "DiffAttention",
@@ -59,15 +69,21 @@ __all__ = [
     "RelPosTable",
     "RmsNorm",
     "RmsNorm2d",
+    "RotaryEmbeddingCat",
+    "RotaryEmbeddingDinoV3",
+    "RotaryEmbeddingMRope",
+    "RotaryEmbeddingMixed",
     "SEModule",
     "SelectAdaptivePool2d",
     "SimpleNorm",
     "SimpleNorm2d",
     "SwiGLU",
     "SwiGLUPacked",
+    "apply_rot_embed_cat",
     "create_aa",
     "create_act",
     "create_attn",
+    "create_rope_embed",
     "drop_path",
     "drop_path_rates",
     "get_act_layer",

@@ -1,6 +1,7 @@
 """Checkpoints of EVA and its lineages as their authors wrote them, under today's names.
 
-Known layouts: EVA and EVA-02 (pre-trained, fine-tuned, and as towers of CLIP), Perception Encoder, DINOv3, RoPE-ViT.
+Known layouts: EVA and EVA-02 (pre-trained, fine-tuned, and as towers of CLIP), Perception Encoder, RoPE-ViT, DINOv3
+(the authors' own and that of Hugging Face).
 """
 
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from opsin.models._vit_adapt import CLIP_RULES, Rules, below, fit, rename
+from opsin.models._vit_adapt import CLIP_RULES, Rules, below, fit, fuse_qkv, rename
 
 __all__ = ["adapt", "checkpoint_filter_fn"]
 
@@ -37,6 +38,17 @@ PE_RULES: Rules = (
     (r"^attn_pool\.layernorm\.", "attn_pool.norm."),
     *CLIP_RULES,
 )
+HF_RULES: Rules = (
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.", ""),
+    (r"^(model\.)?layer\.", "blocks."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.", ".attn."),
+    (r"\.layer_scale([12])\.lambda1$", r".gamma_\1"),
+    (r"\.gate_proj\.", ".fc1_g."),
+    (r"\.down_proj\.", ".fc2."),
+)
 
 
 def adapt(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
@@ -55,13 +67,17 @@ def checkpoint_filter_fn(
     for prefix in ("visual.trunk.", "visual."):  # the tower of a CLIP
         if any(key.startswith(prefix) for key in state):
             state = below(state, prefix)
-    rules = RULES
+    norm_rules: Rules = ()
     if "lm_head.weight" in state and isinstance(getattr(model, "fc_norm", None), nn.LayerNorm):
-        rules += ((r"^norm\.", "fc_norm."),)  # it predicted from each token; now from the mean of all
+        norm_rules = ((r"^norm\.", "fc_norm."),)  # it predicted from each token; now from the mean of all
     state = {key: value for key, value in state.items() if not UNUSED.search(key)}
     if "conv1.weight" in state:
         state = perception(state)
-    state = rename(state.items(), rules)
+    if "embeddings.patch_embeddings.weight" in state:
+        gated = any(".gate_proj." in key for key in state)
+        rules = (*HF_RULES, (r"\.up_proj\.", ".fc1_x." if gated else ".fc1."))
+        state = fuse_qkv(rename(state.items(), rules))
+    state = rename(state.items(), RULES + norm_rules)
     if "rope.freqs" in state:  # heads apart
         state["rope.freqs"] = state["rope.freqs"].reshape(model.rope.freqs.shape)
     return fit(split_bias(state, model), model, {"interpolation": interpolation, "antialias": antialias})

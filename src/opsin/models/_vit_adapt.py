@@ -16,7 +16,8 @@ from opsin.errors import WeightsError
 from opsin.layers.pos_embed import resample_abs_pos_embed, resample_patch_embed
 
 __all__ = [
-    "CLIP_RULES", "Rules", "adapt", "below", "checkpoint_filter_fn", "fit", "is_radio", "radio", "rename", "to_today",
+    "CLIP_RULES", "Rules", "adapt", "below", "checkpoint_filter_fn", "fit", "fuse_qkv", "is_radio", "radio", "rename",
+    "to_today",
 ]  # fmt: skip
 
 State = dict[str, Any]
@@ -125,7 +126,7 @@ def below(state: State, prefix: str) -> State:
     return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _fuse_qkv(state: State, names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")) -> State:
+def fuse_qkv(state: State, names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")) -> State:
     """Three projections `…attn.<name>.weight` become one `…attn.qkv.weight`; absent biases (of keys) count as zero."""
     out = {k: v for k, v in state.items() if k.split(".")[-2:][0] not in names}
     for key in [k for k in state if k.endswith(f".{names[0]}.weight")]:
@@ -214,7 +215,7 @@ def _beit3(state: State, model: Any, how: dict[str, Any]) -> State:
     """The vision branch (A) of the multiway network; its position table begins with two padding rows."""
     unused = ("beit3.text_embed.weight", "beit3.vision_embed.mask_token")
     kept = {k: v for k, v in state.items() if ".B." not in k and k not in unused}
-    out = _fuse_qkv(rename(kept.items(), BEIT3_RULES))
+    out = fuse_qkv(rename(kept.items(), BEIT3_RULES))
     return out | {"pos_embed": out["pos_embed"][2:].unsqueeze(0)}
 
 
@@ -300,7 +301,7 @@ def _flax(state: State, model: Any, how: dict[str, Any]) -> State:
         del state[key]
         state |= {key.replace("encoderblock", f"encoderblock_{i}"): part for i, part in enumerate(value)}
     out = {k: _flax_tensor(k, v) for k, v in rename(state.items(), FLAX_RULES).items()}
-    out = _fuse_qkv({re.sub(r"\.kernel$", ".weight", k): v for k, v in out.items()}, ("query", "key", "value"))
+    out = fuse_qkv({re.sub(r"\.kernel$", ".weight", k): v for k, v in out.items()}, ("query", "key", "value"))
     pool = {k: out.pop(k) for k in list(out) if k.startswith("attn_pool.qkv.")}
     for key, value in pool.items():  # the pool keeps its query apart
         name = key.rpartition(".")[2]
@@ -366,10 +367,7 @@ def _is_hf(state: State) -> bool:
 def _hf(state: State, model: Any, how: dict[str, Any]) -> State:
     """The vision tower; of CLIP the projection becomes the classifier, as in the original layout."""
     projection = state.get("visual_projection.weight")
-    unused = re.compile(
-        r"^(text_model\.|text_projection|logit_|visual_projection|pooler\.|\w+\.pooler\.)|(mask_token|position_ids)$"
-    )
-    out = _fuse_qkv(rename(((k, v) for k, v in state.items() if not unused.search(k)), HF_RULES))
+    out = fuse_qkv(rename(((k, v) for k, v in state.items() if not HF_UNUSED.search(k)), HF_RULES))
     if out["pos_embed"].ndim == 2:
         out["pos_embed"] = out["pos_embed"].unsqueeze(0)
     if "cls_token" in out:
