@@ -37,6 +37,14 @@ def test_the_judge_sees_the_same_masked_units(options):
             assert relative_error(a, b) < 1e-9
 
 
+def test_half_precision_with_resampled_positions():
+    model = randomize(small(abs_win_pos_embed=True)).eval()
+    with torch.inference_mode():
+        reference, half = model(X), model.bfloat16()(X.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert relative_error(half.float(), reference) < 0.1
+
+
 def test_patch_dropout_leaves_out_mask_units():
     model = randomize(small(patch_drop_rate=0.5)).train()
     assert model.forward_features(X).shape == (4, 3, 128)

@@ -265,8 +265,9 @@ class Hiera(HeadedModel, config=Config):
         """Embeddings of all patches, `(1, h, w, C)` or `(1, h * w, C)`."""
         if self.pos_embed_win is None:
             return self.pos_embed
-        coarse = F.interpolate(self.pos_embed, self.patch_embed.grid_size, mode="bicubic", antialias=True)
-        return (coarse + self.pos_embed_win.tile(self.units)).permute(0, 2, 3, 1)
+        coarse = self.pos_embed.to(torch.promote_types(self.pos_embed.dtype, torch.float32))  # half is not resampled
+        coarse = F.interpolate(coarse, self.patch_embed.grid_size, mode="bicubic", antialias=True)
+        return (coarse.to(self.pos_embed.dtype) + self.pos_embed_win.tile(self.units)).permute(0, 2, 3, 1)
 
     def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) to tokens (B, N, C), mask unit by mask unit; of those that `mask` (B, units) keeps."""
