@@ -363,6 +363,15 @@ def test_blur_is_torchvisions(sigma):
     assert greatest <= 1
 
 
+def test_blur_of_a_picture_smaller_than_its_kernel():
+    array = decode(SMALL)[:6, :9]
+    for exact in (False, True):
+        blurred = transforms.gaussian_blur(array, 2.0, exact=exact)
+        assert blurred.shape == (6, 9, 3)
+        assert blurred.std() < array.std()
+    assert np.array_equal(transforms.gaussian_blur(array[:1, :1], 2.0), array[:1, :1])
+
+
 def test_policy_works_on_the_flipped_crop(monkeypatch):
     array = decode(SMALL)
     policy = parse_policy("rand-m9-n3-p1", img_size=(64, 48), mean=(124, 116, 104), interpolation="bilinear")

@@ -310,6 +310,7 @@ def gaussian_blur(image: np.ndarray, sigma: float, *, exact: bool = False) -> np
     Computed as rows, then columns, where it is above a millionth; `exact` sums the whole square at once.
     """
     radius = BLUR_RADIUS if exact else min(BLUR_RADIUS, math.ceil(5 * sigma))
+    radius = min(radius, *(side - 1 for side in image.shape[:2]))  # there is no more to mirror
     line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1.0) / sigma) ** 2)
     line /= line.sum()
     planes = F.pad(torch.from_numpy(image).permute(2, 0, 1).float()[None], (radius,) * 4, mode="reflect")
