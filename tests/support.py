@@ -68,6 +68,10 @@ def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
             small["img_size"] = (side, side)
     if "stem_width" in names and "block_type" in names:  # CoAtNet and MaxViT: widths for heads of 32, windows of 2x3
         small |= {"embed_dim": (32, 64, 128, 256), "stem_width": (16, 32), "img_size": (64, 96)}
+    if "outlook_attention" in names:  # VOLO, whose later stages are at 1/16
+        small["img_size"] = (64, 96)
+        if judged:  # nor does the judge take other layers for it
+            del small["layers"]
     if "backbone_layers" in names:  # a hybrid vision transformer, whose patches are of a small map
         small["img_size"] = (128, 160)
         if config.backbone == "conv":  # makes the tokens itself: the judge takes no other width

@@ -100,15 +100,12 @@ class AvgPool2dSame(nn.Module):
         return F.avg_pool2d(x, self.kernel_size, self.stride)
 
 
-POOLS: dict[tuple[str, str], Callable[[], nn.Module]] = {
-    ("max", ""): partial(nn.MaxPool2d, 3, 2, 1),
-    ("max2", ""): partial(nn.MaxPool2d, 2, 2),
-    ("avg", ""): partial(nn.AvgPool2d, 3, 2, 1, count_include_pad=False),
-    ("avg2", ""): partial(nn.AvgPool2d, 2, 2),
-    ("max", "same"): partial(MaxPool2dSame, 3, 2),
-    ("max2", "same"): partial(MaxPool2dSame, 2, 2),
-    ("avg", "same"): partial(AvgPool2dSame, 3, 2),
-    ("avg2", "same"): partial(AvgPool2dSame, 2, 2),
+# without and with SAME padding
+POOLS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+    "max": (partial(nn.MaxPool2d, 3, 2, 1), partial(MaxPool2dSame, 3, 2)),
+    "max2": (partial(nn.MaxPool2d, 2, 2), partial(MaxPool2dSame, 2, 2)),
+    "avg": (partial(nn.AvgPool2d, 3, 2, 1, count_include_pad=False), partial(AvgPool2dSame, 3, 2)),
+    "avg2": (partial(nn.AvgPool2d, 2, 2), partial(AvgPool2dSame, 2, 2)),
 }
 
 
@@ -117,8 +114,7 @@ class Downsample2d(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, pool_type: str = "avg2", padding: str = "", bias: bool = True) -> None:
         super().__init__()
-        choose(pool_type, {name: name for name, _ in POOLS}, "pool_type")
-        self.pool = POOLS[pool_type, padding]()
+        self.pool = choose(pool_type, POOLS, "pool_type")[padding == "same"]()
         self.expand = nn.Identity() if dim == out_dim else nn.Conv2d(dim, out_dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +138,10 @@ class Stem(nn.Module):
         return self.conv2(self.norm1(self.conv1(x)))
 
 
+# strides of the pool, the first and the inner convolution of an MBConv that halves the map
+STRIDES = {"pool": (2, 1, 1), "1x1": (1, 2, 1), "dw": (1, 1, 2)}
+
+
 class MbConvBlock(nn.Module):
     """Norm, 1x1, depthwise and 1x1 convolution beside a shortcut (https://arxiv.org/abs/1801.04381)."""
 
@@ -149,20 +149,19 @@ class MbConvBlock(nn.Module):
         super().__init__()
         norm = get_norm_act_layer(c.conv_norm_layer, {"eps": c.conv_norm_eps})
         mid = make_divisible((out_chs if c.conv_expand_output else in_chs) * c.conv_expand_ratio)
-        where = choose(c.conv_stride_mode, {"dw": "dw", "pool": "pool", "1x1": "1x1"}, "conv_stride_mode")
-        strides = {name: stride if name == where else 1 for name in ("pool", "1x1", "dw")}
-        padding, pooled = c.conv_padding, strides["pool"] > 1
+        strides = choose(c.conv_stride_mode, STRIDES, "conv_stride_mode") if stride > 1 else (1, 1, 1)
+        padding = c.conv_padding
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1:
             self.shortcut = Downsample2d(in_chs, out_chs, c.conv_pool_type, padding, c.conv_output_bias)
         self.pre_norm = norm(in_chs, act_layer=c.conv_act_layer, apply_act=c.conv_pre_norm_act)
-        self.down = Downsample2d(in_chs, in_chs, c.conv_downsample_pool_type, padding) if pooled else nn.Identity()
-        self.conv1_1x1 = create_conv2d(in_chs, mid, 1, stride=strides["1x1"])
+        self.down: nn.Module = nn.Identity()
+        if strides[0] > 1:
+            self.down = Downsample2d(in_chs, in_chs, c.conv_downsample_pool_type, padding)
+        self.conv1_1x1 = create_conv2d(in_chs, mid, 1, stride=strides[1])
         self.norm1 = norm(mid, act_layer=c.conv_act_layer)
         groups = mid // c.conv_group_size if c.conv_group_size else 1
-        self.conv2_kxk = create_conv2d(
-            mid, mid, c.conv_kernel_size, stride=strides["dw"], groups=groups, pad_type=padding
-        )
+        self.conv2_kxk = create_conv2d(mid, mid, c.conv_kernel_size, stride=strides[2], groups=groups, pad_type=padding)
         attn = self._attention(c, mid, int(c.conv_attn_ratio * (out_chs if c.conv_expand_output else mid)))
         early = c.conv_attn_early
         if attn is not None and early:

@@ -95,14 +95,13 @@ class MaxxVit(HeadedModel, config=Config):
             transformer_grid_size=grid_size,
             transformer_partition_ratio=partition_ratio or self.config.transformer_partition_ratio,
         )
-        sizes = partition_sizes(c)
         for i, stage in enumerate(self.stages):
             for module in stage.modules():
                 if isinstance(module, TransformerBlock2d):
                     module.feat_size = stage_size(c, i)
                     resize_rel_pos(module.attn, module.feat_size)
                 elif isinstance(module, PartitionAttention | ParallelPartitionAttention):
-                    module.set_sizes(*sizes)
+                    module.set_sizes(*partition_sizes(c))
         self.config = c
 
     def no_weight_decay(self) -> set[str]:
