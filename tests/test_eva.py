@@ -137,6 +137,9 @@ def test_start():
     size = model.rope.freqs.square().sum(0).sqrt()  # of the directions, 1 and 10^-1/4, twice
     assert torch.allclose(size[0, 0], 10 ** -torch.tensor([0, 0.25, 0.5, 0.75] * 2), atol=1e-5)
     assert "rope.freqs" in model.no_weight_decay()
+    norms = [part for part in Eva(**SMALL, norm_eps=0.5).modules() if isinstance(part, torch.nn.LayerNorm)]
+    assert len(norms) == 5
+    assert all(norm.eps == 0.5 for norm in norms)
 
 
 @pytest.mark.parametrize(

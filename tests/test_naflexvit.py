@@ -211,6 +211,9 @@ def test_config_and_keywords():
     assert len(model.blocks) == 1
     assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 7)
     assert model.get_patch_size() == (8, 8)
+    assert NaFlexVit(NaFlexVitCfg(**figures), 1, 7).in_chans == 1
+    with pytest.raises(TypeError, match="at most 3"):
+        NaFlexVit(NaFlexVitCfg(), 3, 7, 64, 16)
     torch.manual_seed(0)
     fixed, free = (NaFlexVit(**SMALL, fix_init=fix).blocks[1].mlp.fc2.weight.std() for fix in (True, False))
     assert 0.45 < fixed / free < 0.55  # 1 / sqrt(4)
@@ -230,6 +233,20 @@ def test_config_and_keywords():
 def test_batches_that_are_not_whole(x, words):
     with pytest.raises((OpsinError, TypeError), match=words):
         NaFlexVit(**SMALL)(x)
+
+
+def test_layers_by_name_and_masks():
+    model = NaFlexVit(**SMALL, block_fn="ResPostBlock", mlp_layer="SwiGLU")
+    assert [type(part).__name__ for part in (model.blocks[0], model.blocks[0].mlp)] == ["ResPostBlock", "SwiGLU"]
+    both = randomize(NaFlexVit(**SMALL)).eval()
+    keys = NaFlexVit(**SMALL, use_key_only_attn_mask=True).eval()
+    keys.load_state_dict(both.state_dict())
+    patches = batch()
+    a, b = (m.forward_features(patches)["patches"] for m in (both, keys))
+    assert torch.allclose(a[patches["patch_valid"]], b[patches["patch_valid"]], atol=1e-5)
+    assert not torch.allclose(a, b, atol=1e-3)  # what padding sees
+    mask = torch.ones(14, 14, dtype=torch.bool).tril()
+    assert not torch.allclose(both(patches, attn_mask=mask), both(patches), atol=1e-3)
 
 
 def test_figures_that_do_not_fit():

@@ -119,9 +119,9 @@ class NaFlexVit(vit.VisionTransformer, config=Config):
     first_conv = "embeds.proj"
 
     def __init__(self, cfg: Config | None = None, *args: Any, **kwargs: Any) -> None:
-        given = {} if cfg is None else {f.name: getattr(cfg, f.name) for f in fields(cfg)}
-        given |= dict(zip(self.positional, args, strict=False))
-        super().__init__(**(given | kwargs))
+        placed = self.positional[: len(args)]
+        given = {} if cfg is None else {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in placed}
+        super().__init__(*args, **(given | kwargs))
 
     def build(self, c: Config) -> None:  # type: ignore[override]
         vit.check(as_vit(c))
@@ -145,7 +145,7 @@ class NaFlexVit(vit.VisionTransformer, config=Config):
         owners = ("embeds", "norm_pre", *(() if self.rope is None else ("rope",)))
         levels = [Stage((f"blocks.{i}",), c.embed_dim, max(self.embeds.patch_size)) for i in range(c.depth)]
         closing = [] if isinstance(self.norm, nn.Identity) else [Stage(("norm",), any_depth=True)]
-        self.chain = (Stage((), params=owners, checkpoint=False), *levels, *closing)  # `begin` embeds
+        self.chain = (Stage((), params=owners, checkpoint=False), *levels, *closing)  # `enter` embeds
 
     def build_blocks(self, c: Config, norm: Any) -> list[nn.Module]:  # type: ignore[override]
         special = c.attn_gated or c.swiglu_mlp or c.attn_only_layer_scale or c.attn_type != "standard"
