@@ -52,8 +52,8 @@ def crops(folder, *, count, side=64, seed=0):
     for name in PHOTOS:
         photo = Image.open(DATA / name).convert("RGB")
         for n in range(count):
-            x, y = (int(rng.integers(0, size - 2 * side)) for size in photo.size)
-            photo.crop((x, y, x + 2 * side, y + 2 * side)).resize((side, side)).save(
+            x, y = (int(rng.integers(0, size - 3 * side)) for size in photo.size)
+            photo.crop((x, y, x + 3 * side, y + 3 * side)).resize((side, side)).save(
                 folder / f"{name.partition('.')[0]}_{n}.jpg"
             )
     return folder
@@ -221,8 +221,7 @@ def test_pretrained_beats_scratch(tmp_path):
             learn.fine_tune(2, base_lr=1e-2)
             found.append(learn.validate())
     (loss, right), (scratch_loss, scratch_right) = found
-    assert right > 0.9
-    assert right > scratch_right
+    assert right > scratch_right + 0.3
     assert loss < scratch_loss
 
 
@@ -234,12 +233,12 @@ def test_normalisation_is_that_of_the_record(digits):
         return [(t.mean.flatten().tolist(), t.std.flatten().tolist()) for t in found]
 
     assert stats(LITE, pretrained=True) == [([0.5] * 3, [0.5] * 3)]
-    assert np.allclose(stats("test_resnet"), [([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    assert np.allclose(stats("resnet18"), [([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     assert stats("test_resnet", normalize=False) == []
     dls = digit_dls(digits, batch_tfms=Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=False))
     learner(dls, LITE)
-    with pytest.warns(UserWarning, match=r"already normalised by mean \[0.5.*test_resnet wants \[0.485"):
-        learner(dls, "test_resnet", pretrained=False)
+    with pytest.warns(UserWarning, match=r"already normalised by mean \[0.5.*resnet18 wants \[0.485"):
+        learner(dls, "resnet18", pretrained=False)
     assert len([t for t in dls.after_batch.fs if isinstance(t, Normalize)]) == 1
 
 

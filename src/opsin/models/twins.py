@@ -141,7 +141,7 @@ class Twins(Model, config=Config):
             size, width, stride = embed.grid_size, dim, stride * patch
             chain.append(stage_of(i, len(rates), dim, stride))
         self.norm = get_norm_layer(c.norm_layer)(width)
-        self.chain = (*chain, Stage(("norm", "tokens"), params=("norm",)))
+        self.chain = (*chain, Stage(("norm", "tokens"), params=("norm",), to_tokens=True))
         self.num_features = self.head_hidden_size = width
         self.build_head(c)
 

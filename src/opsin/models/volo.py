@@ -213,13 +213,14 @@ class VOLO(Model, config=Config):
     def build_closing(self, c: Config) -> list[Stage]:
         """Class attention and the closing norm."""
         if not c.post_layers:
-            return [Stage(("add_class", "norm"), params=("norm",))]
+            return [Stage(("add_class", "norm"), params=("norm",), to_tokens=True)]
         if set(c.post_layers) != {"ca"}:
             raise UnknownArgumentError(f"post_layers={c.post_layers}: 'ca' (class attention), once or more, or None")
         heads = c.num_heads[-1]
         blocks = (ClassBlock(c, self.num_features, heads, attn_layer=ClassAttention) for _ in c.post_layers)
         self.post_network = nn.Sequential(*blocks)
-        return [Stage(("add_class", "post_network", "norm"), params=("cls_token", "post_network", "norm"))]
+        params = ("cls_token", "post_network", "norm")
+        return [Stage(("add_class", "post_network", "norm"), params=params, to_tokens=True)]
 
     def build_head(self, c: Config) -> None:
         if c.global_pool not in POOLS or (c.global_pool == "token" and not c.post_layers):
