@@ -32,9 +32,8 @@ class Config(vit.Config):
     pos_embed: str = "none"
     fc_norm: bool | None = False
     weight_init: str = "reset"
-    rel_pos_type: str = (
-        "mlp"  # a network on log-spaced offsets; mlp-swin: as in Swin V2, 0 to 16; bias: a learned table
-    )
+    # mlp: a network on log-spaced offsets; mlp-swin: the same as in Swin V2, from 0 to 16; bias: a learned table
+    rel_pos_type: str = "mlp"
     rel_pos_dim: int | None = None  # hidden width of the network; None for 128
     shared_rel_pos: bool = False  # one for all blocks
 
