@@ -77,10 +77,11 @@ def test_wrapped_models_are_unwrapped():
         )
 
 
-def test_frozen_parts_stay_until_they_are_set_free():
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_frozen_parts_stay_until_they_are_set_free(name):
     model = opsin.create_model("resnet18", num_classes=3)
     model.freeze_stages(2)
-    optimizer = create_optimizer(model, "adamw", lr=0.1, weight_decay=0.1)
+    optimizer = create_optimizer(model, name, lr=0.1, weight_decay=0.1)
     x = torch.randn(2, 3, 32, 32)
     for free in (False, True):
         if free:
@@ -177,6 +178,7 @@ def test_fused_where_torch_has_it():
     assert create_optimizer(model, "adamw", lr=0.1).defaults["fused"]
     assert not create_optimizer(model, "adamw", lr=0.1, foreach=True).defaults["fused"]
     assert not create_optimizer(model, "adamw", lr=0.1, fused=False).defaults["fused"]
+    assert not create_optimizer(model, "sgd", lr=0.1, dampening=0.1, nesterov=False).defaults["fused"]
     assert not create_optimizer([torch.zeros(2, dtype=torch.cfloat)], "adamw", lr=0.1).defaults["fused"]
     assert "fused" not in create_optimizer(model, "radam", lr=0.1).defaults
 
@@ -193,9 +195,194 @@ def test_info():
 def test_memory_is_what_is_said(name):
     p = nn.Parameter(torch.randn(96, 80))
     optimizer = create_optimizer([p], name, lr=0.01)
-    p.square().sum().backward(create_graph=True)
-    optimizer.step()
-    optimizer.step()
+    advance(optimizer, [p], range(2))
     held = [t for t in optimizer.state[p].values() if isinstance(t, torch.Tensor) and t.ndim]
     size = sum(t.numel() * t.element_size() for t in held) / (p.numel() * p.element_size())
     assert size == pytest.approx(optimizer_info(name).memory, abs=0.06)
+
+
+# --- what all of them do ----------------------------------------------------------------------------------------------
+
+OWN = [name for name in list_optimizers() if "foreach" in optimizer_info(name).defaults and name != "adahessian"]
+TORCHS = ("momentum", "nesterov", "sgd")
+OURS = [
+    name
+    for name in list_optimizers()
+    if name not in TORCHS and type(create_optimizer([torch.zeros(1)], name, lr=0.1)).__module__.startswith("opsin")
+]
+
+
+def tensors(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in [(18, 20), (20,), (4, 3, 3, 3)]]
+
+
+def advance(optimizer, params, steps):
+    for t in steps:
+        generator = torch.Generator().manual_seed(t)
+        optimizer.zero_grad()
+        noise = [torch.randn(p.shape, generator=generator) for p in params]
+        loss = sum((p.float().square() / 2 + p.float() * n).sum() for p, n in zip(params, noise, strict=True))
+        loss.backward(create_graph=getattr(optimizer, "is_second_order", False))
+        optimizer.step()
+    return params
+
+
+@pytest.mark.parametrize("name", [*list_optimizers(), "lookahead_sgd", "lookahead_adamw", "lookahead_adafactorbv"])
+def test_continuing_gives_the_same_bits(name, tmp_path):
+    straight, stopped = tensors(), tensors()
+    advance(create_optimizer(straight, name, lr=0.01, weight_decay=0.1), straight, range(16))
+    optimizer = create_optimizer(stopped, name, lr=0.01, weight_decay=0.1)
+    advance(optimizer, stopped, range(7))
+    torch.save({"optimizer": optimizer.state_dict(), "params": stopped}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    optimizer = create_optimizer(state["params"], name, lr=0.5)
+    optimizer.load_state_dict(state["optimizer"])
+    for a, b in zip(straight, advance(optimizer, state["params"], range(7, 16)), strict=True):
+        assert a.equal(b)
+
+
+@pytest.mark.parametrize("name", [*list_optimizers(), "lookahead_adamw"])
+def test_what_has_no_gradient_stays(name):
+    params = tensors()
+    left = params[1].clone()
+    optimizer = create_optimizer(params, name, lr=0.01, weight_decay=0.1)
+    advance(optimizer, params[::2], range(7))
+    assert params[1].equal(left)
+    advance(optimizer, params, range(7, 9))
+    assert not params[1].equal(left)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_lists_and_single_tensors_are_the_same(name):
+    runs = [tensors() for _ in range(2)]
+    for params, foreach in zip(runs, (False, True), strict=True):
+        split = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.3}]
+        optimizer = create_optimizer(split, name, lr=0.01, weight_decay=0.1, foreach=foreach)
+        advance(optimizer, params[1:], range(1))
+        advance(optimizer, params, range(1, 5))  # tensors of one group at different steps
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_closures_half_precision_and_what_is_refused(name):
+    params = tensors()
+    optimizer = create_optimizer(params, name, lr=0.01)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward(create_graph=name == "adahessian")
+        return loss
+
+    losses = [float(optimizer.step(closure)) for _ in range(20)]
+    assert losses[-1] < losses[0]
+    half = advance(create_optimizer(short := tensors(torch.bfloat16), name, lr=0.05), short, range(4))
+    assert all(p.isfinite().all() and p.dtype == torch.bfloat16 for p in half)
+    for strange, word in (
+        (torch.zeros(2, 2, dtype=torch.cfloat), "complex"), (torch.zeros(2, 2).to_sparse(), "sparse"),
+    ):  # fmt: skip
+        p = nn.Parameter(torch.zeros(2, 2, dtype=strange.dtype))
+        p.grad = strange
+        with pytest.raises(OpsinError, match=word):
+            create_optimizer([p], name, lr=0.1).step()
+
+
+@pytest.mark.parametrize("bad", [{"lr": -1.0}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)}])
+def test_settings_out_of_range(bad):
+    with pytest.raises(OpsinError, match="Lion"):
+        create_optimizer(tensors(), "lion", **{"lr": 0.1} | bad)
+
+
+def test_other_settings_out_of_range():
+    for name, bad in (
+        ("lamb", {"eps": -1.0}), ("sgdw", {"momentum": 1.0}), ("rmsproptf", {"alpha": 1.5}),
+        ("sgdw", {"momentum": 0.0}), ("nlars", {"dampening": 0.1}), ("mars", {"mars_type": "lyon"}),
+        ("muon", {"adjust_lr_fn": "orginal"}), ("lookahead_sgd", {"lookahead_k": 0}),
+        ("lookahead_sgd", {"lookahead_alpha": 2.0}),
+    ):  # fmt: skip
+        with pytest.raises(OpsinError):
+            create_optimizer(tensors(), name, lr=0.1, **bad)
+
+
+def test_corrected_decay_follows_the_schedule():
+    """Decay is weight_decay x lr x lr / full rate of the group, which its layer's scale does not change."""
+    for scale in (1.0, 0.25):
+        p = nn.Parameter(torch.ones(3))
+        optimizer = create_optimizer([{"params": [p], "lr_scale": scale}], "sgdc", lr=0.4, weight_decay=0.5)
+        scheduler = create_scheduler(optimizer, "linear", total_steps=5)
+        scheduler.step(2)
+        p.grad = torch.zeros(3)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.full((3,), 1 - 0.5 * 0.4 * scale * 0.5 * 0.5))
+
+
+def test_muon_leaves_to_adamw_what_is_no_matrix():
+    shapes = [(8, 6), (6,), (1, 5, 6), (8, 1, 3, 3), (8, 4, 3, 3)]
+    params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    head = nn.Parameter(torch.randn(6, 8))
+    optimizer = create_optimizer([{"params": params}, {"params": [head], "use_fallback": True}], "muon", lr=0.01)
+    advance(optimizer, [*params, head], range(2))
+    assert ["momentum_buffer" in optimizer.state[p] for p in [*params, head]] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
+    advance(create_optimizer(same := tensors(), "nmuon", lr=0.01, betas=(0.9, 0.95), eps=1e-7), same, range(5))
+    advance(create_optimizer(adam := tensors(), "nadamw", lr=0.01, betas=(0.9, 0.95), eps=1e-7), adam, range(5))
+    assert same[1].equal(adam[1])
+
+
+def test_adahessian_asks_for_a_graph():
+    params = tensors()
+    optimizer = create_optimizer(params, "adahessian", lr=0.1)
+    params[0].square().sum().backward()
+    with pytest.raises(OpsinError, match="create_graph"):
+        optimizer.step()
+
+
+# --- Lookahead --------------------------------------------------------------------------------------------------------
+
+
+def test_lookahead_follows():
+    """After k steps the slow weights are where the fast ones are; after k more half the way to them."""
+    params, fast = tensors(), tensors()
+    optimizer = create_optimizer(params, "lookahead_sgd", lr=0.1, lookahead_k=3, lookahead_alpha=0.25)
+    inner = create_optimizer(fast, "sgd", lr=0.1)
+    slow = None
+    for t in range(9):
+        advance(optimizer, params, [t])
+        advance(inner, fast, [t])
+        if t % 3 == 2:
+            ends = [p.detach().clone() for p in fast]
+            slow = ends if slow is None else [s + 0.25 * (e - s) for s, e in zip(slow, ends, strict=True)]
+            for p, s in zip(fast, slow, strict=True):
+                p.data.copy_(s)
+        for a, b in zip(params, fast, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_lookahead_beside_timm():
+    timm_optim = pytest.importorskip("timm.optim")
+    ours, theirs = tensors(), tensors()
+    advance(create_optimizer(ours, "lookahead_lion", lr=0.01, weight_decay=0.1), ours, range(20))
+    advance(timm_optim.create_optimizer_v2(theirs, "lookahead_lion", lr=0.01, weight_decay=0.1), theirs, range(20))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+def test_lookahead_is_scheduled_and_takes_new_groups():
+    params = tensors()
+    optimizer = create_optimizer(params[:2], "lookahead_sgd", lr=0.1, momentum=0.0, nesterov=False)
+    optimizer.add_param_group({"params": params[2:], "lr_scale": 0.5})
+    create_scheduler(optimizer, "linear", total_steps=3).step(1)
+    assert [g["lr"] for g in optimizer.base.param_groups] == [0.05, 0.025]
+    before = params[2].detach().clone()
+    params[2].grad = torch.ones_like(params[2])
+    optimizer.step()
+    torch.testing.assert_close(params[2].detach(), before - 0.025)
+    assert optimizer_info("lookahead_sgd").defaults["lookahead_k"] == 6

@@ -17,7 +17,7 @@ class Lookahead(torch.optim.Optimizer):
     steps in them. As in common practice the slow weights begin where the first round ends.
     """
 
-    def __init__(self, base: torch.optim.Optimizer, *, k: int = 6, alpha: float = 0.5) -> None:
+    def __init__(self, base: torch.optim.Optimizer, *, k: int, alpha: float) -> None:
         if k < 1 or not 0 <= alpha <= 1:
             raise OpsinError(f"Lookahead takes k >= 1 and alpha from 0 to 1, not k={k}, alpha={alpha}")
         self.base = base
@@ -31,7 +31,7 @@ class Lookahead(torch.optim.Optimizer):
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = self.base.step(closure)
         for group in self.param_groups:
             group["lookahead_step"] = group.get("lookahead_step", 0) + 1

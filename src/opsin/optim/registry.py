@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from opsin.errors import OpsinError, check_choice, check_known
-from opsin.optim._table import KINDS, OPTIMIZERS
+from opsin.optim._table import OPTIMIZERS, PAPERS
 from opsin.optim.groups import param_groups
 
 __all__ = ["OptimizerInfo", "create_optimizer", "list_optimizers", "optimizer_info"]
 
 LOOKAHEAD = "lookahead_"
+AHEAD = {"k": 6, "alpha": 0.5}
 FUSED_DEVICES = ("cpu", "cuda")
 
 
@@ -75,7 +76,7 @@ def create_optimizer(
     options |= {key: value for key, value in given.items() if value is not None}
     ahead = {}
     if name != opt:
-        ahead = {key: options.pop(f"{LOOKAHEAD}{key}") for key in ("k", "alpha") if f"{LOOKAHEAD}{key}" in options}
+        ahead = {key: options.pop(f"{LOOKAHEAD}{key}") for key in AHEAD if f"{LOOKAHEAD}{key}" in options}
     check_known(options, _defaults(name), owner=f"the optimizer {name}")
     groups = _groups(model_or_params, weight_decay, layer_decay)
     make = _class(name)
@@ -85,7 +86,7 @@ def create_optimizer(
         return optimizer
     from opsin.optim.lookahead import Lookahead
 
-    return Lookahead(optimizer, **ahead)
+    return Lookahead(optimizer, **AHEAD | ahead)
 
 
 def list_optimizers(filter: str = "", *, exclude_filters: str | Iterable[str] = ()) -> list[str]:
@@ -104,10 +105,13 @@ def optimizer_info(name: str) -> OptimizerInfo:
     Raises:
         UnknownArgumentError: there is none of this name; the message has the nearest.
     """
-    check_choice(name, OPTIMIZERS, what="optimizer")
-    row = OPTIMIZERS[name]
-    kind = KINDS[row.home]
-    return OptimizerInfo(name, row.description, kind.paper, _defaults(name), kind.memory)
+    base = name.removeprefix(LOOKAHEAD)
+    check_choice(base, OPTIMIZERS, what="optimizer")
+    row, defaults = OPTIMIZERS[base], _defaults(base)
+    if name == base:
+        return OptimizerInfo(name, row.description, PAPERS[row.home], defaults, row.memory)
+    ahead = {f"{LOOKAHEAD}{key}": value for key, value in AHEAD.items()}
+    return OptimizerInfo(name, f"Lookahead on {base}", PAPERS["Lookahead"], defaults | ahead, row.memory + 1)
 
 
 def _class(name: str) -> Any:
@@ -130,10 +134,10 @@ def _groups(model_or_params: nn.Module | Iterable[Any], weight_decay: float, lay
 
 
 def _kernels(make: Any, groups: list[Any], options: dict[str, Any]) -> dict[str, bool]:
-    """`fused=True` where torch has it for all parameters and nothing else is asked for."""
+    """`fused=True` where torch has it for all parameters and nothing else is asked for (see `sgd.py` on dampening)."""
     if "fused" not in inspect.signature(make).parameters:
         return {}
-    if options.keys() & {"foreach", "fused", "differentiable"}:
+    if options.keys() & {"foreach", "fused", "differentiable", "dampening"}:
         return {}
     held = [p for g in groups for p in (g["params"] if isinstance(g, dict) else [g])]
     tensors = [p[1] if isinstance(p, tuple) else p for p in held]

@@ -1,0 +1,55 @@
+"""LaProp: momentum of adapted gradients, so that its length does not hang on the mean of squares
+(https://arxiv.org/abs/2002.04839)."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opsin.optim._common import Group, ListOptimizer, Tensors, cautious, decay, root
+
+__all__ = ["LaProp"]
+
+
+class LaProp(ListOptimizer):
+    """See the paper. Steps are averaged with the rate they were taken with."""
+
+    slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 4e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-15,
+        weight_decay: float = 0.0,
+        *,
+        caution: bool = False,
+        corrected_weight_decay: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, caution=caution,
+            corrected_weight_decay=corrected_weight_decay, foreach=foreach,
+        )  # fmt: skip
+
+    def first(self, state: dict[str, Any], p: Tensor, group: Group) -> None:
+        state["mean_lr"] = 0.0
+
+    def update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> None:
+        mean, square = slots
+        beta1, beta2 = group["betas"]
+        lr = group["lr"]
+        torch._foreach_mul_(square, beta2)
+        torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
+        adapted = list(torch._foreach_div(grads, root(square, 1 - beta2**step, group["eps"])))
+        torch._foreach_mul_(mean, beta1)
+        torch._foreach_add_(mean, adapted, alpha=(1 - beta1) * lr)
+        states = [self.state[p] for p in params]
+        for state in states:
+            state["mean_lr"] = beta1 * state["mean_lr"] + (1 - beta1) * lr
+        update = cautious(mean, grads) if group["caution"] else mean
+        if lr:
+            torch._foreach_add_(params, update, alpha=-lr / states[0]["mean_lr"])
+        decay(self, group, params, grads)

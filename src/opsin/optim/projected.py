@@ -1,0 +1,111 @@
+"""AdamP and SGDP: of weights whose length means nothing, only the direction is moved (https://arxiv.org/abs/2006.08217)."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opsin.optim._common import Group, ListOptimizer, Tensors, cautious, moments, root
+from opsin.optim.sgdw import heavy_ball
+
+__all__ = ["SGDP", "AdamP"]
+
+
+class AdamP(ListOptimizer):
+    """Adam with projection.
+
+    Args:
+        params, lr, betas, eps, weight_decay: as for AdamW.
+        delta: weights are taken for scale-invariant if the cosine of weights and gradient is below delta / sqrt(size).
+        wd_ratio: factor of their decay.
+        nesterov: look one step ahead along the momentum.
+        caution: see `_common`.
+    """
+
+    slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        nesterov: bool = False,
+        caution: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, delta=delta, wd_ratio=wd_ratio,
+            nesterov=nesterov, caution=caution, foreach=foreach,
+        )  # fmt: skip
+
+    def update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> None:
+        mean, square = slots
+        beta1, beta2 = group["betas"]
+        moments(mean, square, grads, beta1, beta2)
+        ahead = list(torch._foreach_lerp(mean, grads, 1 - beta1)) if group["nesterov"] else mean
+        if group["caution"]:
+            ahead = cautious(ahead, grads)
+        update = list(torch._foreach_div(ahead, root(square, 1 - beta2**step, group["eps"])))
+        rate = group["lr"] / (1 - beta1**step)
+        for p, grad, direction in zip(params, grads, update, strict=True):
+            move(p, grad, direction, group, rate, group["lr"] * group["weight_decay"])
+
+
+class SGDP(ListOptimizer):
+    """SGD with projection; `delta`, `wd_ratio`, `eps` as for AdamP, the rest as for SGD."""
+
+    slots = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        eps: float = 1e-8,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        caution: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+            eps=eps, delta=delta, wd_ratio=wd_ratio, caution=caution, foreach=foreach,
+        )  # fmt: skip
+
+    def slots_of(self, group: Group) -> tuple[str, ...]:
+        return self.slots if group["momentum"] else ()
+
+    def update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> None:
+        update = heavy_ball(group, step + 1, grads, *slots)  # the first gradient is dampened too
+        if group["caution"]:
+            update = cautious(update, grads)
+        shrink = group["lr"] * group["weight_decay"] / (1 - group["momentum"])  # L2 decay would go through the momentum
+        for p, grad, direction in zip(params, grads, update, strict=True):
+            move(p, grad, direction, group, group["lr"], shrink)
+
+
+def move(p: Tensor, grad: Tensor, direction: Tensor, group: Group, rate: float, shrink: float) -> None:
+    """Step along a direction, without its part along weights that are scale-invariant as rows or as a whole."""
+    factor = 1.0
+    if p.ndim > 1:
+        for rows in (p.shape[0], 1):
+            weights = p.reshape(rows, -1)
+            cosine = F.cosine_similarity(grad.reshape(rows, -1), weights, dim=1, eps=group["eps"]).abs()
+            if cosine.max() < group["delta"] / weights.shape[1] ** 0.5:
+                unit = weights / weights.norm(dim=1, keepdim=True).add(group["eps"])
+                along = (unit * direction.reshape(rows, -1)).sum(1, keepdim=True)
+                direction = direction - (unit * along).reshape(p.shape)
+                factor = group["wd_ratio"]
+                break
+    p.mul_(1 - shrink * factor).add_(direction, alpha=-rate)

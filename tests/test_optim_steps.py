@@ -1,0 +1,478 @@
+"""Each optimizer step by step: beside what its paper says in plain numpy, and beside timm."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from opsin.errors import OpsinError
+from opsin.optim import create_optimizer, list_optimizers, optimizer_info
+from opsin.optim.adafactor import Adafactor
+
+STEPS, LR = 12, 0.01
+SHAPES = [(20, 18), (18,), (24, 20, 3, 3), (40, 24), (1,)]
+RATES = [LR * (1 - t / 24) for t in range(STEPS)]
+
+
+def weights(dtype=torch.float64, shapes=SHAPES):
+    rng = np.random.default_rng(0)
+    return [nn.Parameter(torch.tensor(rng.normal(0, 0.5, shape), dtype=dtype)) for shape in shapes]
+
+
+def noise(i, t, shape):
+    return np.random.default_rng((i, t)).normal(0, 0.5, shape)
+
+
+def set_grads(params, t):
+    for i, p in enumerate(params):
+        p.grad = (0.7 * p.detach() + torch.tensor(noise(i, t, tuple(p.shape)), dtype=p.dtype)).to(p.dtype)
+
+
+def run(optimizer, params, steps=range(STEPS), rates=RATES):
+    for t in steps:
+        for group in optimizer.param_groups:
+            group["lr"] = rates[t] * group.get("lr_scale", 1.0)
+        set_grads(params, t)
+        optimizer.step()
+    return params
+
+
+# --- beside the papers ------------------------------------------------------------------------------------------------
+# Each takes a weight w, walks over (t, lr, gradient at w) with t from 1, and returns the last w. `wd` is the decay.
+
+
+def walk(w, i):
+    """(t, lr, gradient as a function of w) for each step of tensor number i."""
+    for t, lr in enumerate(RATES):
+        yield t + 1, lr, lambda w, t=t: 0.7 * w + noise(i, t, w.shape)
+
+
+def sgdw(w, steps, wd, mu=0.9):
+    b = 0
+    for _, lr, grad in steps:
+        g = grad(w)
+        b = mu * b + g
+        w = w - lr * wd * w - lr * (g + mu * b)
+    return w
+
+
+def adamw(w, steps, wd, nesterov=False, caution=False, full=None, b1=0.9, b2=0.999, eps=1e-8):
+    m = v = 0
+    for t, lr, grad in steps:
+        g = grad(w)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        ahead = b1 * m + (1 - b1) * g if nesterov else m
+        u = ahead / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+        if caution:
+            agree = u * g > 0
+            u = u * agree / max(agree.mean(), 1e-3)
+        w = w * (1 - lr * wd * (lr / full if full else 1)) - lr * u
+    return w
+
+
+def lion(w, steps, wd, b1=0.9, b2=0.99):
+    m = 0
+    for _, lr, grad in steps:
+        g = grad(w)
+        w = w - lr * (np.sign(b1 * m + (1 - b1) * g) + wd * w)
+        m = b2 * m + (1 - b2) * g
+    return w
+
+
+def lamb(w, steps, wd, b1=0.9, b2=0.999, eps=1e-6):
+    m = v = 0
+    for t, lr, grad in steps:
+        g = grad(w)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        r = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + wd * w
+        w = w - lr * np.linalg.norm(w) / np.linalg.norm(r) * r
+    return w
+
+
+def lars(w, steps, wd, mu=0.9, eta=0.001):
+    b = 0
+    for _, lr, grad in steps:
+        g = grad(w)
+        local = eta * np.linalg.norm(w) / (np.linalg.norm(g) + wd * np.linalg.norm(w) + 1e-8)
+        b = mu * b + local * (g + wd * w)
+        w = w - lr * b
+    return w
+
+
+def adan(w, steps, wd, b1=0.02, b2=0.08, b3=0.01, eps=1e-8):
+    m = v = n = 0
+    last = None
+    for t, lr, grad in steps:
+        g = grad(w)
+        d = 0 if last is None else g - last
+        m = (1 - b1) * m + b1 * g
+        v = (1 - b2) * v + b2 * d
+        n = (1 - b3) * n + b3 * (g + (1 - b2) * d) ** 2
+        eta = lr / (np.sqrt(n / (1 - (1 - b3) ** t)) + eps)
+        w = (w - eta * (m / (1 - (1 - b1) ** t) + (1 - b2) * v / (1 - (1 - b2) ** t))) / (1 + lr * wd)
+        last = g
+    return w
+
+
+def madgrad(w, steps, wd, mu=0.9, eps=1e-6):
+    start, s, v = w, 0, 0
+    for t, lr, grad in steps:
+        g = grad(w) + wd * w
+        lam = (lr + eps) * np.sqrt(t)
+        s, v = s + lam * g, v + lam * g * g
+        w = mu * w + (1 - mu) * (start - s / (np.cbrt(v) + eps))
+    return w
+
+
+def novograd(w, steps, wd, b1=0.95, b2=0.98, eps=1e-8):
+    m, v = 0, None
+    for _, lr, grad in steps:
+        g = grad(w)
+        square = (g * g).sum()
+        v = square if v is None else b2 * v + (1 - b2) * square
+        m = b1 * m + (g / (np.sqrt(v) + eps) + wd * w)
+        w = w - lr * m
+    return w
+
+
+def rmsproptf(w, steps, wd, rho=0.9, mu=0.9, eps=1e-10):
+    v, b = 1, 0
+    for _, lr, grad in steps:
+        g = grad(w) + wd * w
+        v = rho * v + (1 - rho) * g * g
+        b = mu * b + lr * g / np.sqrt(v + eps)
+        w = w - b
+    return w
+
+
+def adabelief(w, steps, wd, b1=0.9, b2=0.999, eps=1e-16):
+    m = s = 0
+    for t, lr, grad in steps:
+        g = grad(w)
+        w = w - lr * wd * w
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * (g - m) ** 2 + eps
+        w = w - lr * m / (1 - b1**t) / (np.sqrt(s / (1 - b2**t)) + eps)
+    return w
+
+
+def radabelief(w, steps, wd, b1=0.9, b2=0.999, eps=1e-16):
+    m = s = 0
+    longest = 2 / (1 - b2) - 1
+    for t, lr, grad in steps:
+        g = grad(w)
+        w = w - lr * wd * w
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * (g - m) ** 2 + eps
+        rho = longest - 2 * t * b2**t / (1 - b2**t)
+        if rho >= 5:
+            r = np.sqrt((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho))
+            w = w - lr * r * m / (1 - b1**t) / np.sqrt(s / (1 - b2**t))
+        else:
+            w = w - lr * m / (1 - b1**t)
+    return w
+
+
+def laprop(w, steps, wd, b1=0.9, b2=0.999, eps=1e-15):
+    m = v = c = 0
+    for t, lr, grad in steps:
+        g = grad(w)
+        v = b2 * v + (1 - b2) * g * g
+        m = b1 * m + (1 - b1) * lr * g / (np.sqrt(v / (1 - b2**t)) + eps)
+        c = b1 * c + (1 - b1) * lr
+        w = (w - m * lr / c) * (1 - lr * wd)
+    return w
+
+
+def adoptw(w, steps, wd, b1=0.9, b2=0.9999, eps=1e-6):
+    m = v = 0
+    for t, lr, grad in steps:
+        g = grad(w)
+        if t == 1:
+            v = g * g
+            continue
+        limit = (t - 1) ** 0.333
+        m = b1 * m + (1 - b1) * np.clip(g / np.maximum(np.sqrt(v), eps), -limit, limit)
+        w = w - lr * wd * w - lr * m
+        v = b2 * v + (1 - b2) * g * g
+    return w
+
+
+def mars(w, steps, wd, b1=0.9, b2=0.99, gamma=0.025, eps=1e-8):
+    m = v = 0
+    last = None
+    for t, lr, grad in steps:
+        g = grad(w)
+        c = g
+        if w.ndim > 1:
+            c = g + gamma * b1 / (1 - b1) * (0 if last is None else g - last)
+            c = c / max(np.linalg.norm(c), 1)
+        m, v = b1 * m + (1 - b1) * c, b2 * v + (1 - b2) * c * c
+        w = w - lr * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + wd * w)
+        last = g
+    return w
+
+
+def _projected(w, g, u, delta, eps):
+    for rows in (len(w), 1):
+        a, b = w.reshape(rows, -1), g.reshape(rows, -1)
+        cosine = np.abs((a * b).sum(1)) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        if w.ndim > 1 and cosine.max() < delta / np.sqrt(a.shape[1]):
+            unit = a / (np.linalg.norm(a, axis=1, keepdims=True) + eps)
+            return u - (unit * (unit * u.reshape(rows, -1)).sum(1, keepdims=True)).reshape(w.shape), 0.01
+    return u, 1
+
+
+def adamp(w, steps, wd, b1=0.9, b2=0.999, eps=1e-8, delta=0.1):
+    m = v = 0
+    for t, lr, grad in steps:
+        g = grad(w)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        u = (b1 * m + (1 - b1) * g) / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+        u, ratio = _projected(w, g, u, delta, eps)
+        w = w * (1 - lr * wd * ratio) - lr * u
+    return w
+
+
+def sgdp(w, steps, wd, mu=0.9):
+    b = 0
+    for _, lr, grad in steps:
+        g = grad(w)
+        b = mu * b + g
+        u, ratio = _projected(w, g, g + mu * b, 0.1, 1e-8)
+        w = w * (1 - lr * wd * (0.1 if ratio < 1 else 1) / (1 - mu)) - lr * u
+    return w
+
+
+def _second_moment(kept, square, beta):
+    """Rows and columns of the two largest dimensions of at least 16; their outer product by the mean of rows."""
+    sizes = sorted(range(square.ndim), key=lambda d: square.shape[d])[-2:]
+    if square.ndim < 2 or square.shape[sizes[0]] < 16:
+        kept["v"] = beta * kept.get("v", 0) + (1 - beta) * square
+        return kept["v"]
+    for d in sizes:
+        kept[d] = beta * kept.get(d, 0) + (1 - beta) * square.mean(d, keepdims=True)
+    small, large = sizes
+    return kept[large] * kept[small] / kept[large].mean(small, keepdims=True)
+
+
+def adafactor(w, steps, wd):
+    kept = {}
+    for t, lr, grad in steps:
+        g = grad(w)
+        u = g / np.sqrt(_second_moment(kept, g * g + 1e-30, 1 - t**-0.8))
+        w = w - lr * wd * w - lr * u / max(1, np.sqrt((u * u).mean()))
+    return w
+
+
+def adafactorbv(w, steps, wd):
+    kept, m = {}, 0
+    for t, lr, grad in steps:
+        g = grad(w)
+        m = 0.9 * m + 0.1 * g / np.sqrt(_second_moment(kept, g * g + 1e-30, min(0.999, 1 - t**-0.8)))
+        w = w - lr * wd * w - lr * m
+    return w
+
+
+PAPERS = {
+    "sgdw": (sgdw, {}), "lion": (lion, {}), "lamb": (lamb, {"max_grad_norm": None}), "lars": (lars, {}),
+    "adan": (adan, {}), "madgrad": (madgrad, {}), "novograd": (novograd, {}), "rmsproptf": (rmsproptf, {}),
+    "adabelief": (adabelief, {}), "radabelief": (radabelief, {}), "laprop": (laprop, {}), "adoptw": (adoptw, {}),
+    "mars": (mars, {}), "adamp": (adamp, {}), "sgdp": (sgdp, {}), "adafactor": (adafactor, {}),
+    "adafactorbv": (adafactorbv, {"momentum_dtype": torch.float64}),
+    "adamw": (adamw, {}),
+    "nadamw": (lambda *a: adamw(*a, nesterov=True), {}),
+    "cadamw": (lambda *a: adamw(*a, caution=True), {}),
+    "adamc": (lambda *a: adamw(*a, full=LR), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("name", PAPERS)
+def test_as_the_paper_says(name, foreach):
+    formula, options = PAPERS[name]
+    lists = {"foreach": foreach} if "foreach" in optimizer_info(name).defaults else {}
+    params = weights()
+    expected = [formula(p.detach().numpy().copy(), walk(p, i), 0.1) for i, p in enumerate(params)]
+    run(create_optimizer(params, name, lr=LR, weight_decay=0.1, **options, **lists), params)
+    for p, e in zip(params, expected, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), e, rtol=0, atol=1e-9)
+
+
+def test_muon_orthogonalises():
+    (p,) = weights(torch.float32, [(40, 24)])
+    before = p.detach().clone()
+    optimizer = create_optimizer([p], "muon", lr=0.1)
+    set_grads([p], 0)
+    optimizer.step()
+    u, _, v = torch.linalg.svd(p.grad, full_matrices=False)
+    step = (before - p.detach()) / (0.1 * 0.2 * 40**0.5)
+    assert torch.linalg.svdvals(step).sub(1).abs().max() < 0.1
+    assert (step - u @ v).norm() / (u @ v).norm() < 0.06
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+def test_muon_beside_torch(nesterov, adjust):
+    ours, theirs = (weights(torch.float32, [(20, 18), (12, 30)]) for _ in range(2))
+    shared = {"weight_decay": 0.1, "nesterov": nesterov, "adjust_lr_fn": adjust}
+    triple = (3.4445, -4.775, 2.0315)
+    run(create_optimizer(ours, "muon", lr=LR, ns_coefficients=triple, **shared), ours)
+    run(torch.optim.Muon(theirs, lr=LR, ns_coefficients=triple, **shared), theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+# --- beside timm ------------------------------------------------------------------------------------------------------
+
+PEER = {"muon": {"momentum": 0.95}, "nmuon": {"momentum": 0.95}}  # create_optimizer_v2 would say 0.9
+WHOLE = {"momentum_dtype": torch.float32}  # timm adds in half precision, here it is only stored in it
+
+
+@pytest.mark.parametrize("name", [name for name in list_optimizers() if name != "adahessian"])
+def test_beside_timm(name):
+    timm_optim = pytest.importorskip("timm.optim")
+    ours, theirs = weights(torch.float32), weights(torch.float32)
+    whole = WHOLE if "adafactorbv" in name else {}
+    scale = 1.0 if optimizer_info(name).defaults.get("corrected_weight_decay") else 0.5  # see test_corrected_decay
+    split = lambda params: [  # noqa: E731
+        {"params": params[:2], "weight_decay": 0.1}, {"params": params[2:], "lr_scale": scale},
+    ]  # fmt: skip
+    run(create_optimizer(split(ours), name, lr=LR, weight_decay=0.05, **whole), ours)
+    peer = timm_optim.create_optimizer_v2(split(theirs), name, lr=LR, weight_decay=0.05, **PEER.get(name, {}), **whole)
+    run(peer, theirs)
+    for a, b, c in zip(ours, theirs, weights(torch.float32), strict=True):
+        assert not a.equal(c)
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+OPTIONS = [
+    ("sgdw", {"dampening": 0.3, "nesterov": False}), ("sgdw", {"momentum": 0.0, "nesterov": False}),
+    ("lion", {"betas": (0.8, 0.7)}),
+    ("lamb", {"bias_correction": False}), ("lamb", {"grad_averaging": False}), ("lamb", {"max_grad_norm": 0.1}),
+    ("lamb", {"trust_clip": True, "eps": 0.1}), ("lamb", {"always_adapt": True, "weight_decay": 0.0}),
+    ("lars", {"trust_coeff": 0.1, "eps": 0.5}), ("lars", {"always_adapt": True, "weight_decay": 0.0}),
+    ("lars", {"dampening": 0.1}), ("larc", {"trust_coeff": 50.0}), ("adan", {"betas": (0.9, 0.8, 0.7), "eps": 0.1}),
+    ("rmsproptf", {"centered": True}), ("rmsproptf", {"lr_in_momentum": False}), ("rmsproptf", {"alpha": 0.5}),
+    ("rmsproptf", {"eps": 0.1, "momentum": 0.0}), ("madgrad", {"momentum": 0.0}), ("madgrad", {"eps": 0.01}),
+    ("novograd", {"grad_averaging": True}), ("novograd", {"eps": 0.5, "betas": (0.8, 0.9)}),
+    ("adabelief", {"decoupled_decay": False}), ("adabelief", {"fixed_decay": True}), ("adabelief", {"eps": 1e-3}),
+    ("radabelief", {"degenerated_to_sgd": False}), ("radabelief", {"betas": (0.9, 0.95), "eps": 1e-3}),
+    ("adopt", {"clip_exp": None}), ("adopt", {"clip_exp": 0.1}), ("adopt", {"eps": 0.5, "betas": (0.8, 0.9)}),
+    ("laprop", {"betas": (0.8, 0.9), "eps": 0.1}), ("nadamw", {"betas": (0.8, 0.9), "eps": 0.1}),
+    ("mars", {"gamma": 0.1, "eps": 0.1}), ("mars", {"mars_type": "lion"}), ("mars", {"optimize_1d": True}),
+    ("mars", {"lr_1d_factor": 0.5}), ("mars", {"betas_1d": (0.5, 0.9)}), ("mars", {"betas": (0.5, 0.9)}),
+    ("adamp", {"delta": 5.0, "wd_ratio": 0.5}), ("adamp", {"nesterov": False, "eps": 0.01, "betas": (0.8, 0.9)}),
+    ("sgdp", {"delta": 5.0, "wd_ratio": 0.5}), ("sgdp", {"delta": 5.0, "dampening": 0.4, "nesterov": False}),
+    ("sgdp", {"delta": 5.0, "eps": 0.5}),
+    ("adafactor", {"betas": (0.9, 0.99)}), ("adafactor", {"clip_threshold": 0.2}), ("adafactor", {"decay_rate": -0.5}),
+    ("adafactor", {"min_dim_size_to_factor": 300}), ("adafactor", {"eps": 0.01}),
+    ("adafactorbv", {"decay_rate": 0.5, "beta2_cap": 0.5}),
+    ("adafactorbv", {"clipping_threshold": 0.1}), ("adafactorbv", {"unscaled_wd": True}), ("adafactorbv", {"eps": 0.1}),
+    ("adafactorbv", {"min_dim_size_to_factor": 300}),
+    ("muon", {"ns_steps": 3}), ("muon", {"adjust_lr_fn": "original"}), ("muon", {"eps": 1.0}),
+    ("muon", {"fallback_lr_scale": 0.5, "betas": (0.8, 0.9)}), ("muon", {"momentum": 0.5}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), OPTIONS, ids=lambda value: str(value) if isinstance(value, dict) else value
+)
+def test_arguments_act_as_in_timm(name, options):
+    timm_optim = pytest.importorskip("timm.optim")
+    whole = WHOLE if name == "adafactorbv" else {}
+    every = {"lr": LR, "weight_decay": 0.1} | PEER.get(name, {}) | whole
+    ours, theirs, plain = (weights(torch.float32) for _ in range(3))
+    run(create_optimizer(plain, name, **every | {"weight_decay": options.get("weight_decay", 0.1)}), plain)
+    run(create_optimizer(ours, name, **every | options), ours)
+    make = timm_optim.create_optimizer_v2
+    run(make(theirs, name, **every | options), theirs)
+    assert any(not a.allclose(b, rtol=0, atol=1e-5) for a, b in zip(ours, plain, strict=True))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=3e-6)
+
+
+def test_adafactor_by_its_own_rate():
+    timm_optim = pytest.importorskip("timm.optim")
+    for options in ({}, {"warmup_init": True}, {"eps_scale": 2.0}, {"scale_parameter": False}):
+        ours, theirs = weights(torch.float32), weights(torch.float32)
+        pair = Adafactor(ours, weight_decay=0.1, **options), timm_optim.Adafactor(theirs, weight_decay=0.1, **options)
+        for t in range(STEPS):
+            for optimizer, params in zip(pair, (ours, theirs), strict=True):
+                set_grads(params, t)
+                optimizer.step()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+    with pytest.raises(OpsinError, match="lr=None"):
+        Adafactor(ours, lr=0.1, warmup_init=True)
+    with pytest.raises(OpsinError, match="betas"):
+        Adafactor(ours, lr=0.1, caution=True)
+
+
+def test_adafactor_scales_by_the_weights():
+    for scale in (1.0, 3.0):
+        p = nn.Parameter(torch.full((4,), scale))
+        p.grad = torch.ones(4)
+        create_optimizer([p], "adafactor", lr=0.1, scale_parameter=True).step()
+        torch.testing.assert_close(p.detach(), torch.full((4,), scale * 0.9))
+
+
+def test_adafactorbv_without_and_with_half_a_moment():
+    timm_optim = pytest.importorskip("timm.optim")
+    runs = [weights(torch.float32) for _ in range(4)]
+    make = timm_optim.AdafactorBigVision
+    run(create_optimizer(runs[0], "adafactorbv", lr=LR, momentum=0.0), runs[0])
+    run(make(runs[1], lr=LR, momentum=None), runs[1])
+    run(create_optimizer(runs[2], "adafactorbv", lr=LR), runs[2])
+    run(create_optimizer(runs[3], "adafactorbv", lr=LR, **WHOLE), runs[3])
+    for none, peer, half, whole in zip(*runs, strict=True):
+        torch.testing.assert_close(none, peer, rtol=0, atol=2e-6)
+        torch.testing.assert_close(half, whole, rtol=0, atol=1e-3)
+    assert not runs[2][0].equal(runs[3][0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"hessian_power": 0.5}, {"update_each": 2}, {"n_samples": 2}, {"avg_conv_kernel": True}, {"eps": 0.1}],
+    ids=str,
+)
+def test_adahessian_beside_timm(options):
+    timm_optim = pytest.importorskip("timm.optim")
+    ours, theirs = weights(torch.float32), weights(torch.float32)
+    pair = (
+        create_optimizer(ours, "adahessian", lr=0.05, weight_decay=0.1, **options),
+        timm_optim.Adahessian(theirs, lr=0.05, weight_decay=0.1, **options),
+    )
+    for t in range(STEPS):
+        for optimizer, params in zip(pair, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            bowls(params, t).backward(create_graph=True)
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
+
+
+def bowls(params, t):
+    """Of such a sum the Hessian is diagonal, so that any random signs give the same estimate of it."""
+    return sum(
+        (0.7 * p**2 + 0.1 * p**4 + p * torch.tensor(noise(i, t, tuple(p.shape)))).sum() for i, p in enumerate(params)
+    )
+
+
+def test_adahessian_as_the_paper_says():
+    params = weights(shapes=SHAPES[:2])
+    expected = [p.detach().numpy().copy() for p in params]
+    for i, w in enumerate(expected):
+        m = v = 0
+        for t in range(STEPS):
+            g, h = 1.4 * w + 0.4 * w**3 + noise(i, t, w.shape), 1.4 + 1.2 * w * w
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * h * h
+            w -= RATES[t] * (0.1 * w + m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8))
+    optimizer = create_optimizer(params, "adahessian", lr=LR, weight_decay=0.1)
+    for t in range(STEPS):
+        optimizer.param_groups[0]["lr"] = RATES[t]
+        optimizer.zero_grad()
+        bowls(params, t).backward(create_graph=True)
+        optimizer.step()
+    for p, w in zip(params, expected, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), w, rtol=0, atol=1e-9)
