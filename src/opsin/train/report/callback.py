@@ -1,0 +1,87 @@
+"""What a run tells the report, and when the file is written."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from opsin.data.loader import Batch, create_loader
+from opsin.train.checkpoint import explained
+from opsin.train.loop import Callback, Run
+from opsin.train.report.curves import curves, history
+from opsin.train.report.examples import mistakes, samples
+from opsin.train.report.judged import Judged
+from opsin.train.report.page import page
+from opsin.train.report.scores import scores
+from opsin.train.report.summary import headline, settings, skipped
+
+__all__ = ["Report"]
+
+SAMPLES = 24
+
+
+class Report(Callback):
+    """Writes `report.html` into the run's directory after every epoch, so that an interrupted run has one too.
+
+    It shows the validation of the best epoch. A run that goes on after an interruption shows that of its last epoch
+    until a better one comes, since outputs are kept in memory alone.
+    """
+
+    def __init__(self) -> None:
+        self.shown: Judged | None = None
+        self.fresh: Judged | None = None
+        self.turn: int | None = None
+        self.turns = self.pictures = 0
+        self.first_batch = self.details = ""
+
+    def on_start(self, run: Run) -> None:
+        self.first_batch = samples(run.task, first_pictures(run), run.train_loader.preprocess)
+
+    def on_update(self, run: Run, loss: float) -> None:
+        self.pictures = int(run.loss_count) * run.world.size  # so far in this epoch
+
+    def on_eval_batch(self, run: Run, batch: Batch, outputs: Tensor) -> None:
+        if self.turn != run.eval_loader.epoch:  # the validation set is gone through once more
+            self.turn, self.turns = run.eval_loader.epoch, self.turns + 1
+        # the model comes first and its average second; kept is the one that the deciding metric is of
+        if self.turns == (2 if run.task.metric.startswith("ema_") else 1):
+            if self.fresh is None:
+                self.fresh = Judged(run.task, run.epoch)
+            self.fresh.add(batch, outputs)
+
+    def on_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        best = run.best[0] if run.best else None
+        if self.fresh is not None and (self.shown is None or self.shown.epoch != best or row["epoch"] == best):
+            self.shown = self.fresh
+            self.details = scores(run, self.shown) + mistakes(run, self.shown)
+        self.fresh, self.turns = None, 0
+        self.write(run)
+
+    def on_end(self, run: Run) -> None:
+        if self.shown is not None:  # a run that had ended before keeps the report that it has
+            self.write(run)
+
+    def write(self, run: Run) -> None:
+        """Replace the file."""
+        parts = (
+            headline(run, self.pictures), curves(run), self.details, self.first_batch, history(run), skipped(run),
+            settings(run),
+        )  # fmt: skip
+        path = run.directory.report
+        part = path.with_name(f".{path.name}.part")
+        with explained(path, part):
+            part.write_text(page(f"{run.config.model.model} on {run.config.data.data}", parts), encoding="utf-8")
+            part.replace(path)
+
+
+def first_pictures(run: Run) -> Batch | None:
+    """The first samples of an epoch as training gets them; None where none can be read. The run's loader stays put."""
+    loader = run.train_loader
+    count = min(SAMPLES // max(run.config.augment.aug_splits, 1), loader.batch_size)
+    order = loader.plan.order if loader.plan is not None else None
+    own = create_loader(
+        loader.dataset, batch_size=count, preprocess=loader.preprocess, order=order,
+        shuffle=order is None and loader.shuffle, seed=loader.seed, num_workers=0, erase=loader.erase, mix=loader.mix,
+        sizes=loader.sizes, max_skips=math.inf,
+    )  # fmt: skip
+    return next(iter(own), None)

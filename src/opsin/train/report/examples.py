@@ -1,0 +1,121 @@
+"""Pictures: the worst mistakes, and what training sees."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opsin.data.images import open_image
+from opsin.data.loader import Batch
+from opsin.data.preprocess import Preprocess
+from opsin.data.readers import Reader
+from opsin.errors import ImageError
+from opsin.train.loop import Run
+from opsin.train.report.judged import Judged, Mistake
+from opsin.train.report.page import number, percent, picture, section, text
+from opsin.train.report.scores import class_name
+from opsin.train.task import Task
+
+__all__ = ["mistakes", "samples"]
+
+GUESSES = 3
+LEAST = 0.05  # share of a label that is named on a mixed picture
+
+
+def mistakes(run: Run, judged: Judged) -> str:
+    """The pictures with the greatest losses, among those that are wrong."""
+    cards = [_mistake(run, one) for one in judged.worst()]
+    content = f'<div class="pictures">{"".join(cards)}</div>' if cards else "<p>There are none.</p>"
+    return section("Worst mistakes", content, note="Those with the greatest loss first.")
+
+
+def _mistake(run: Run, one: Mistake) -> str:
+    reader = run.eval_loader.dataset.reader
+    name = reader.name(one.index) if isinstance(reader, Reader) and one.index >= 0 else ""
+    try:
+        image = picture(_pixels(reader, one, run.eval_loader.preprocess), name)
+    except ImageError as error:  # it was there when it was judged
+        image = f'<p class="note">{text(error)}</p>'
+    true, *lines = _told(run.task, one)
+    said = "".join(f"<small>{line}</small>" for line in lines)
+    short = f'<small class="file" title="{text(name)}">{text(name.rpartition("/")[2])}</small>' if name else ""
+    return f'<figure>{image}<figcaption><b title="true">{true}</b>{said}{short}</figcaption></figure>'
+
+
+def _pixels(reader: Any, one: Mistake, preprocess: Preprocess | None) -> np.ndarray:
+    """uint8 (H, W, C): as it is stored, or as it was judged where a stream cannot be asked again."""
+    if one.pixels is not None:
+        return seen(one.pixels[None], preprocess)[0]
+    image = reader[one.index].image
+    return image if isinstance(image, np.ndarray) and image.ndim == 3 else np.asarray(open_image(image))
+
+
+def _told(task: Task, one: Mistake) -> list[str]:
+    """What is true, and lines of what was said instead."""
+    names = task.classes or ()
+    output = torch.from_numpy(one.output)
+    if task.kind == "regression":
+        target = torch.from_numpy(np.asarray(one.target))
+        said, true = (task.scale.inverse(v) if task.scale else v for v in (output[None], target[None]))
+        return [_numbers(true[0]), f"said <em>{_numbers(said[0])}</em>"]
+    shares = output.softmax(0) if task.kind == "single" else output.sigmoid()
+    best = shares.topk(min(GUESSES, len(shares))).indices.tolist()
+    if task.kind == "single":
+        true = [int(one.target)]
+        best = [i for i in best if shares[i] >= LEAST or i == best[0]]
+    else:
+        true = np.flatnonzero(np.asarray(one.target) > 0.5).tolist()
+        best = [i for i in range(len(names)) if (shares[i] > 0.5) != (i in true)] or best
+        best = sorted(best, key=lambda i: -abs(float(shares[i]) - (i in true)))[:GUESSES]
+    said = [
+        f"{'<em>' if i not in true else ''}{text(class_name(names, i))}{'</em>' if i not in true else ''} "
+        f"{percent(float(shares[i]))}"
+        for i in best
+    ]
+    if task.kind == "single" and true[0] not in best:
+        said.append(f"{text(class_name(names, true[0]))} {percent(float(shares[true[0]]))}")
+    return [", ".join(text(class_name(names, i)) for i in true) or "no label", *said]
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(number(float(v)) for v in values)
+
+
+def seen(images: Tensor, preprocess: Preprocess | None) -> np.ndarray:
+    """From what a model gets, (B, C, H, W), back to pixels (B, H, W, C), uint8."""
+    images = images.detach().float().cpu()
+    if preprocess is not None:
+        mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+        images = (images * std + mean) * 255
+    return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def samples(task: Task, batch: Batch | None, preprocess: Preprocess | None) -> str:
+    """Pictures as training gets them: augmented, erased and mixed."""
+    if batch is None:
+        return ""
+    count = len(set(batch.indices.tolist())) if (batch.indices >= 0).all() else len(batch.images)
+    splits = len(batch.images) // count if len(batch.images) % count == 0 else 1
+    order = [split * count + i for i in range(count) for split in range(splits)]  # copies of a picture side by side
+    pixels = seen(batch.images, preprocess)
+    cards = []
+    for i in order:
+        label = describe(task, batch.targets[i])
+        cards.append(f"<figure>{picture(pixels[i], label)}<figcaption><b>{text(label)}</b></figcaption></figure>")
+    return section("What training sees", f'<div class="pictures small">{"".join(cards)}</div>',
+                   note="The first pictures of an epoch, augmented.")  # fmt: skip
+
+
+def describe(task: Task, target: Tensor) -> str:
+    """A target for people: a class, several, the shares of mixed ones, or numbers."""
+    if task.kind == "regression":
+        return _numbers(target.reshape(-1))
+    names = task.classes or ()
+    if target.ndim == 0:
+        return class_name(names, int(target))
+    shares = target.tolist()
+    if all(share in (0, 1) for share in shares):
+        return ", ".join(class_name(names, i) for i, share in enumerate(shares) if share) or "no label"
+    found = sorted((i for i, share in enumerate(shares) if share > LEAST), key=lambda i: -shares[i])[:GUESSES]
+    return ", ".join(f"{class_name(names, i)} {percent(shares[i], 0)}" for i in found)

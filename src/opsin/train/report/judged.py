@@ -1,0 +1,154 @@
+"""What the report keeps of the validation: a few numbers a picture, and the worst mistakes."""
+
+import heapq
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from opsin.data.loader import Batch
+from opsin.train.metrics import BINS, average_precision
+from opsin.train.task import Task
+
+__all__ = ["ClassRow", "Judged", "Mistake"]
+
+WORST = 24
+
+
+class Mistake(NamedTuple):
+    """`number` counts the pictures of the validation, so no two mistakes are alike. `pixels` (C, H, W), normalised, is
+    kept of streams alone, where `index` is -1."""
+
+    loss: float
+    number: int
+    index: int
+    output: np.ndarray
+    target: Any
+    pixels: Tensor | None
+
+
+class ClassRow(NamedTuple):
+    """Scores of one class; `ap` is None of a single label and where no picture has the class."""
+
+    index: int
+    count: int
+    precision: float
+    recall: float
+    f1: float
+    ap: float | None = None
+
+
+class Judged:
+    """The outputs of one validation, taken in batch by batch.
+
+    Attributes:
+        single label: `truth`, `said` (N,) and `confidence` (N,) of what is said.
+        several labels: `truth` (N, K) of bool and `confidence` (N, K).
+        regression: `truth` and `said` (N, K), in the unit of the targets.
+    """
+
+    def __init__(self, task: Task, epoch: int) -> None:
+        self.task, self.epoch, self.count = task, epoch, 0
+        self._heap: list[Mistake] = []
+        self._parts: dict[str, list[np.ndarray]] = {}
+
+    def add(self, batch: Batch, outputs: Tensor) -> None:
+        """Take in a batch: what the model says (B, K) of it."""
+        outputs, targets = outputs.detach().float().cpu(), self.task.prepare(batch.targets).cpu()
+        keep = {"single": self._single, "multi": self._multi, "regression": self._regression}[self.task.kind]
+        losses, wrong = keep(outputs, targets)
+        self._remember(batch, outputs, targets, np.nan_to_num(losses.double().numpy(), nan=np.inf), wrong.numpy())
+        self.count += len(outputs)
+
+    def _keep(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._parts.setdefault(name, []).append(value.numpy())
+
+    def _single(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        confidence, said = outputs.softmax(1).max(1)
+        self._keep(truth=targets, said=said, confidence=confidence)
+        return F.cross_entropy(outputs, targets, reduction="none"), said != targets
+
+    def _multi(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        truth = targets > 0.5
+        self._keep(truth=truth, confidence=outputs.sigmoid())
+        losses = F.binary_cross_entropy_with_logits(outputs, targets.float(), reduction="none").mean(1)
+        return losses, ((outputs > 0) != truth).any(1)
+
+    def _regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.task.scale
+        self._keep(
+            truth=scale.inverse(targets) if scale else targets, said=scale.inverse(outputs) if scale else outputs
+        )
+        losses = (outputs - targets).abs().mean(1)
+        return losses, losses > 0
+
+    def _remember(self, batch: Batch, outputs: Tensor, targets: Tensor, losses: np.ndarray, wrong: np.ndarray) -> None:
+        places = np.flatnonzero(wrong)
+        for i in places[np.argsort(-losses[places], kind="stable")][:WORST].tolist():
+            if len(self._heap) == WORST and losses[i] <= self._heap[0].loss:
+                break
+            index = int(batch.indices[i])
+            pixels = batch.images[i].detach().float().cpu().clone() if index < 0 else None
+            one = Mistake(
+                float(losses[i]), self.count + i, index, outputs[i].numpy().copy(), targets[i].numpy().copy(), pixels
+            )
+            (heapq.heappush if len(self._heap) < WORST else heapq.heappushpop)(self._heap, one)
+
+    # --- what it amounts to -----------------------------------------------------------------------------------------
+
+    def _whole(self, name: str) -> np.ndarray:
+        self._parts[name] = [np.concatenate(self._parts[name])]
+        return self._parts[name][0]
+
+    @property
+    def truth(self) -> np.ndarray:
+        return self._whole("truth")
+
+    @property
+    def said(self) -> np.ndarray:
+        return self._whole("said")
+
+    @property
+    def confidence(self) -> np.ndarray:
+        return self._whole("confidence")
+
+    def worst(self) -> list[Mistake]:
+        """The pictures with the greatest losses among those that are wrong, the worst first."""
+        return sorted(self._heap, reverse=True)
+
+    def confusions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What was taken for what, of a single label: (true, said, how often) of all pairs that occur."""
+        pairs, counts = np.unique(self.truth.astype(np.int64) * self.task.outputs + self.said, return_counts=True)
+        return pairs // self.task.outputs, pairs % self.task.outputs, counts
+
+    def classes(self) -> list[ClassRow]:
+        """Scores class by class, at a confidence of 0.5 where there are several labels."""
+        k, aps = self.task.outputs, None
+        if self.task.kind == "single":
+            right = np.bincount(self.truth[self.truth == self.said], minlength=k)
+            true, said = np.bincount(self.truth, minlength=k), np.bincount(self.said, minlength=k)
+        else:
+            yes = self.confidence > 0.5
+            right, true, said = (self.truth & yes).sum(0), self.truth.sum(0), yes.sum(0)
+            found = (
+                average_precision(*map(torch.from_numpy, (self.confidence[:, i], self.truth[:, i]))) for i in range(k)
+            )
+            aps = [None if ap is None else float(ap) for ap in found]
+        precision, recall = right / np.maximum(said, 1), right / np.maximum(true, 1)
+        f1 = 2 * right / np.maximum(said + true, 1)
+        return [
+            ClassRow(i, int(true[i]), float(precision[i]), float(recall[i]), float(f1[i]), aps[i] if aps else None)
+            for i in range(k)
+        ]
+
+    def calibration(self) -> list[tuple[float, float, int]]:
+        """(mean confidence, share that is right, how many) of each bin of confidence that is not empty."""
+        right = self.truth == self.said if self.task.kind == "single" else self.truth
+        confidence, right = self.confidence.ravel().astype(np.float64), right.ravel()
+        place = np.clip(np.ceil(confidence * BINS).astype(int), 1, BINS) - 1
+        counts = np.bincount(place, minlength=BINS)
+        sums = np.bincount(place, confidence, BINS), np.bincount(place, right, BINS)
+        return [(float(sums[0][i] / n), float(sums[1][i] / n), int(n)) for i, n in enumerate(counts) if n]

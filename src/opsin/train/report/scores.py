@@ -1,0 +1,116 @@
+"""How well it is done, class by class: confusions, tables, calibration; of regression the predictions themselves."""
+
+import numpy as np
+
+from opsin.train.loop import Run
+from opsin.train.report.charts import heat_map, reliability, scatter
+from opsin.train.report.judged import ClassRow, Judged
+from opsin.train.report.page import card, number, percent, section, table, text
+
+__all__ = ["class_name", "scores"]
+
+MAPPED = 30  # up to so many classes the confusion matrix is drawn
+PAIRS, ROWS = 40, 1000  # rows of the tables
+POINTS, PLOTS = 2000, 6  # of scatter plots
+
+
+def class_name(names: tuple[str, ...], index: int) -> str:
+    return names[index] or f"class {index}"
+
+
+def scores(run: Run, judged: Judged) -> str:
+    """The sections that fit the kind of task."""
+    if run.task.kind == "regression":
+        return regression(run, judged)
+    names = run.task.classes or ()
+    parts = [confusions(run, judged, names)] if run.task.kind == "single" else []
+    return "".join((*parts, classes(run, judged, names), calibration(run, judged)))
+
+
+def whence(run: Run, judged: Judged) -> str:
+    """Which outputs a section is about."""
+    best = " (the best)" if run.best and run.best[0] == judged.epoch else ""
+    model = "the average of the weights" if run.task.metric.startswith("ema_") else "the model"
+    share = " that the first process judged" if run.world.size > 1 else ""
+    return f"Of {model} after epoch {judged.epoch}{best}, on {number(judged.count)} pictures{share}."
+
+
+def confusions(run: Run, judged: Judged, names: tuple[str, ...]) -> str:
+    true, said, counts = judged.confusions()
+    if len(names) <= MAPPED:
+        cells = np.zeros((len(names), len(names)), dtype=np.int64)
+        cells[true, said] = counts
+        content = heat_map([class_name(names, i) for i in range(len(names))], cells.tolist())
+        note = " A cell's colour is its share of the row; that of mistakes begins stronger."
+        return section("Confusion matrix", content, note=whence(run, judged) + note)
+    totals = np.bincount(true, counts, minlength=len(names))
+    wrong = np.flatnonzero(true != said)
+    order = wrong[np.argsort(-counts[wrong], kind="stable")][:PAIRS]
+    rows = [
+        (text(class_name(names, true[i])), text(class_name(names, said[i])), number(int(counts[i])),
+         bar(counts[i] / totals[true[i]], "bad"))
+        for i in order
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    heads = ("true", "said", "pictures", "of the class")
+    return section("Most confused", table(heads, rows, sortable=True, numeric=(2, 3)), note=whence(run, judged))
+
+
+def bar(share: float, kind: str = "") -> str:
+    """A cell with a share, drawn as well."""
+    return f'<td class="n bar {kind}" style="--v:{share:.3f}" data-v="{share:.6f}">{percent(share)}</td>'
+
+
+def classes(run: Run, judged: Judged, names: tuple[str, ...]) -> str:
+    """A row per class, those with the lowest scores first."""
+    several = run.task.kind == "multi"
+    found = judged.classes()
+
+    def worth(row: ClassRow) -> tuple[bool, float]:
+        return row.count == 0, (row.ap or 0.0) if several else row.f1
+
+    rows = [
+        (text(class_name(names, row.index)), number(row.count), bar(row.precision), bar(row.recall), bar(row.f1),
+         *((bar(row.ap) if row.ap is not None else '<td class="n" data-v="-1">–</td>',) if several else ()))
+        for row in sorted(found, key=worth)[:ROWS]
+    ]  # fmt: skip
+    heads = ("class", "pictures", "precision", "recall", "F1", *(("average precision",) if several else ()))
+    cut = f" The {ROWS} lowest of {number(len(found))}." if len(found) > ROWS else ""
+    note = (
+        f"Touch a heading to sort by it.{' Precision, recall and F1 at a confidence of 50 %.' if several else ''}{cut}"
+    )
+    find = '<input type="search" class="find" placeholder="find a class" aria-label="find a class">' * (len(rows) > 20)
+    content = find + table(heads, rows, sortable=True, numeric=range(1, len(heads)))
+    return section("Class by class", content, note=note)
+
+
+def calibration(run: Run, judged: Judged) -> str:
+    bins = judged.calibration()
+    total = sum(count for *_, count in bins)
+    error = sum(abs(confidence - right) * count for confidence, right, count in bins) / total
+    several = run.task.kind == "multi"
+    what = "Share of labels that are true" if several else "Share of pictures that are right"
+    note = (
+        f"On average confidence and truth are {percent(error)} apart. Bars that end at the line mean what they say; "
+        "below it the model is too sure. Fainter ones stand for fewer."
+    )
+    drawn = reliability(bins, x_name="confidence")
+    return section("Calibration", f'<div class="cards one">{card(what, drawn)}</div>', note=note)
+
+
+def regression(run: Run, judged: Judged) -> str:
+    truth, said = judged.truth, judged.said
+    chosen = np.linspace(0, len(truth) - 1, min(POINTS, len(truth))).round().astype(int)
+    plots = []
+    for k in range(min(truth.shape[1], PLOTS)):
+        error = said[:, k] - truth[:, k]
+        finite = chosen[np.isfinite(said[chosen, k])]
+        half, most = np.quantile(np.abs(error), (0.5, 0.95)).tolist()
+        note = (
+            f"half of them within ± {number(half)}, 19 of 20 within ± {number(most)}; mean error {number(error.mean())}"
+        )
+        if len(finite):
+            title = f"Predicted over true, value {k}" if truth.shape[1] > 1 else "Predicted over true"
+            plots.append(card(title, scatter(truth[finite, k].tolist(), said[finite, k].tolist(), x_name="true"), note))
+    return section("Predictions", f'<div class="cards one">{"".join(plots)}</div>', note=whence(run, judged))
