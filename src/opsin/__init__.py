@@ -45,7 +45,20 @@ __all__ = [*_HOME, "__version__"]
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    if name in ("catalog", "data", "errors", "inference", "integrations", "layers", "models", "weights"):
+    if name in (
+        "catalog",
+        "data",
+        "errors",
+        "inference",
+        "integrations",
+        "layers",
+        "loss",
+        "models",
+        "optim",
+        "scheduler",
+        "train",
+        "weights",
+    ):
         return import_module(f"opsin.{name}")
     raise AttributeError(f"module 'opsin' has no attribute {name!r}")
 

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("opsin.cli.demo:demo", "classify the sample photos that the demo extra brings"),
     "list": ("opsin.cli.list:list_", "find models by name and by fact"),
     "info": ("opsin.cli.info:info", "show what is known about one model"),
+    "train": ("opsin.cli.train:train", "train a model on a folder of pictures"),
     "data": ("opsin.cli.data:data", "look at a dataset before anything is trained on it"),
     "download": ("opsin.cli.download:download", "fetch weights into folders for a machine without a network"),
 }
@@ -35,6 +36,8 @@ def _run(verb: str, args: Sequence[str]) -> int:
 
     module, _, function = VERBS[verb][0].partition(":")
     fn = getattr(import_module(module), function)
+    if getattr(fn, "reads_args", False):  # what its options are depends on a file that they name
+        return fn(args) or 0
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     return tyro.cli(fn, prog=f"opsin {verb}", args=args, config=config) or 0
 

@@ -17,22 +17,27 @@ def as_shares(targets: Tensor, num_classes: int, *, on: float = 1.0, off: float 
     return shares.scatter_(1, targets[:, None], on)
 
 
-def _weight(module: nn.Module, weight: Tensor | None) -> None:
-    module.register_buffer("weight", weight, persistent=False)
+class _Weighted(nn.Module):
+    """Keeps class weights on the device, out of the state."""
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(_Weighted):
     """Cross entropy, with `smoothing` of the targets (https://arxiv.org/abs/1512.00567) and class weights (K,).
 
     Targets of shares sum to 1 a sample. A weighted mean is over the weights of the targets' classes.
     """
 
     def __init__(self, smoothing: float = 0.0, weight: Tensor | None = None) -> None:
-        super().__init__()
+        super().__init__(weight)
         if not 0 <= smoothing < 1:
             raise OpsinError(f"smoothing must be from 0 to below 1, not {smoothing}")
         self.smoothing = smoothing
-        _weight(self, weight)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         if targets.ndim == 1:
@@ -43,7 +48,7 @@ class CrossEntropy(nn.Module):
         return -(shares * self.weight * logits.log_softmax(1)).sum() / (targets * self.weight).sum()
 
 
-class BinaryCrossEntropy(nn.Module):
+class BinaryCrossEntropy(_Weighted):
     """Binary cross entropy of each class by itself, as in ResNet strikes back (https://arxiv.org/abs/2110.00476).
 
     Args:
@@ -55,6 +60,8 @@ class BinaryCrossEntropy(nn.Module):
         multi_label: targets are several labels.
     """
 
+    pos_weight: Tensor | None
+
     def __init__(
         self,
         smoothing: float = 0.0,
@@ -65,12 +72,11 @@ class BinaryCrossEntropy(nn.Module):
         weight: Tensor | None = None,
         multi_label: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(weight)
         if not 0 <= smoothing < 1:
             raise OpsinError(f"smoothing must be from 0 to below 1, not {smoothing}")
         self.smoothing, self.target_threshold = smoothing, target_threshold
         self.sum_classes, self.multi_label = sum_classes, multi_label
-        _weight(self, weight)
         self.register_buffer(
             "pos_weight", None if pos_weight is None else torch.as_tensor(pos_weight), persistent=False
         )

@@ -71,7 +71,8 @@ class Scheduler:
         self.patience, self.decay_rate, self.lower_is_better = patience, decay_rate, lower_is_better
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self.lowered, self.bad, self.best = 1.0, 0, None
+        self.lowered, self.bad = 1.0, 0
+        self.best: float | None = None
         self.step(0)
 
     def step(self, update: int) -> None:

@@ -1,0 +1,29 @@
+"""The best model of a run as one artefact: weights, architecture, preprocessing, labels and recipe."""
+
+from typing import Any
+
+from opsin.train.config import to_dict
+from opsin.weights.artefact import save
+
+__all__ = ["save_artefact"]
+
+
+def save_artefact(run: Any, model: Any) -> None:
+    """Write `best/`, which `opsin.load` opens. The preprocessing is that of the run's validation."""
+    fit = run.eval_loader.preprocess
+    record = model.pretrained_cfg
+    old = dict(record)
+    record.update(
+        input_size=fit.input_size, interpolation=fit.interpolation, crop_pct=fit.crop_pct, crop_mode=fit.crop_mode,
+        mean=fit.mean, std=fit.std,
+    )  # fmt: skip
+    for name in ("test_input_size", "test_crop_pct"):
+        record.pop(name, None)
+    try:
+        recipe = {"config": to_dict(run.config), "scores": run.history[-1]}
+        if run.task.scale is not None:
+            recipe["target_scale"] = {"mean": list(run.task.scale.mean), "std": list(run.task.scale.std)}
+        save(model, run.directory.best, label_names=run.task.classes, recipe=recipe)
+    finally:
+        record.clear()
+        record.update(old)

@@ -1,0 +1,267 @@
+"""From a configuration to the parts of a run, one function a part."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from opsin.data.augment.erase import RandomErasing
+from opsin.data.augment.mix import Mix
+from opsin.data.dataset import ImageDataset, StreamDataset, create_dataset
+from opsin.data.loader import Loader, create_loader
+from opsin.data.preprocess import Preprocess
+from opsin.data.readers import Reader, StreamReader, open_reader
+from opsin.data.samplers import Order, Repeated, Weighted, class_weights
+from opsin.data.transforms import EvalTransform, TrainTransform
+from opsin.errors import OpsinError
+from opsin.factory import create_model
+from opsin.optim import create_optimizer
+from opsin.scheduler import create_scheduler
+from opsin.train.checkpoint import RunDirectory
+from opsin.train.clip import make_clip
+from opsin.train.config import TrainConfig, load_config, save_config, to_dict
+from opsin.train.distributed import World, seed_everything
+from opsin.train.ema import Ema
+from opsin.train.freeze import freeze
+from opsin.train.loop import Callback, Run
+from opsin.train.task import Task
+
+__all__ = ["build_run", "open_sets"]
+
+TINY, TINY_SIZE = 64, 32  # pictures with sides below 64 pixels are trained at 32 unless a size is given
+
+
+def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback] = ()) -> Run:
+    """All parts of a run, ready for `fit`; its directory is made and taken.
+
+    Raises:
+        OpsinError: settings that contradict each other, data that cannot be learnt from, a directory in use.
+    """
+    config.check()
+    seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
+    train_reader, eval_reader = open_sets(config)
+    task = Task.of(train_reader, config)
+    directory = open_directory(config, world)
+    model = build_model(config, train_reader, task)
+    preprocess = preprocess_of(config, model, train_reader)
+    train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
+    model.to(world.device, memory_format=torch.channels_last if config.model.channels_last else torch.preserve_format)
+    freeze(model, config.model.freeze)
+    ema = Ema(model, config.run.ema_decay) if config.run.ema else None
+    optimizer = build_optimizer(config, model)
+    updates = -(-len(train_loader) // config.optim.accumulate)
+    s = config.schedule
+    scheduler = create_scheduler(
+        optimizer, s.sched, total_steps=s.epochs * updates, warmup_steps=round(s.warmup_epochs * updates),
+        warmup_lr=s.warmup_lr, min_lr=s.min_lr, steps_per_epoch=updates, **s.sched_args,
+    )  # fmt: skip
+    return Run(
+        config, world=world, directory=directory, task=task, model=model, forward=wrap(config, world, model),
+        optimizer=optimizer, scheduler=scheduler, train_loader=train_loader, eval_loader=eval_loader, ema=ema,
+        clip=make_clip(config.optim.clip_grad, config.optim.clip_mode), amp_dtype=amp_dtype(config, world),
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def open_sets(config: TrainConfig) -> tuple[Reader | StreamReader, Reader | StreamReader]:
+    """The readers of training and validation, with the same classes."""
+    d = config.data
+    if not d.data:
+        raise OpsinError("no data given: name a folder, a list, a tar, wds:…, hf:… or digits")
+    options: dict[str, Any] = {"class_map": d.class_map, "holdout": d.holdout, "seed": config.run.seed}
+    train = open_reader(d.data, split=d.train_split, **options)
+    judge = open_reader(d.data, split=d.val_split, **options)
+    if train.classes is not None and judge.classes is not None and train.classes != judge.classes:
+        strange = [name for name in judge.classes if name not in train.classes]
+        if strange:
+            raise OpsinError(f"{judge}: classes that training does not have: {', '.join(strange[:12])}")
+        judge = open_reader(d.data, split=d.val_split, **options | {"class_map": train.classes})
+    return train, judge
+
+
+def _first_image(reader: Reader | StreamReader) -> Any:
+    record = next(iter(reader.stream())) if isinstance(reader, StreamReader) else reader[0]
+    return None if isinstance(record, Exception) else record.image
+
+
+def preprocess_of(config: TrainConfig, model: Any, reader: Reader | StreamReader) -> Preprocess:
+    """The model's own preprocessing, at the size that is asked for or that tiny pictures call for."""
+    made = Preprocess.from_model(model)
+    size = config.model.img_size
+    if size is None and not (config.model.pretrained or config.model.checkpoint):
+        image = _first_image(reader)
+        if isinstance(image, np.ndarray) and max(image.shape[:2]) < TINY and not hasattr(model.config, "img_size"):
+            size = TINY_SIZE
+    if size is None:
+        return made
+    crop = 1.0 if size <= TINY else made.crop_pct
+    return Preprocess(
+        input_size=(made.channels, size, size), interpolation=made.interpolation, crop_pct=crop,
+        crop_mode=made.crop_mode, mean=made.mean, std=made.std,
+    )  # fmt: skip
+
+
+def build_loaders(
+    config: TrainConfig, world: World, train: Any, judge: Any, preprocess: Preprocess, task: Task
+) -> tuple[Loader, Loader]:
+    d, a, seed = config.data, config.augment, config.run.seed
+    transform = TrainTransform(
+        preprocess.input_size[1:], scale=a.scale, ratio=a.ratio, hflip=a.hflip, vflip=a.vflip,
+        color_jitter=a.color_jitter, auto_augment=a.auto_augment, interpolation=a.train_interpolation,
+        num_aug_splits=a.aug_splits, mean=preprocess.mean,
+    )  # fmt: skip
+    shared: dict[str, Any] = {
+        "preprocess": preprocess, "num_workers": d.workers, "rank": world.rank, "world_size": world.size,
+        "device": world.device, "channels_last": config.model.channels_last, "strict": d.strict,
+        "max_skips": d.max_skips, "seed": seed,
+    }  # fmt: skip
+    train_set = create_dataset(train, transform=transform, seed=seed)
+    order = _order(config, train)
+    train_loader = create_loader(
+        train_set, batch_size=d.batch_size, shuffle=order is None, order=order, erase=_erasing(config),
+        mix=_mixing(config, task), drop_last=_fills_a_step(train_set, d.batch_size * world.size, world), **shared,
+    )  # fmt: skip
+    eval_set = create_dataset(judge, transform=EvalTransform(preprocess), seed=seed)
+    eval_loader = create_loader(eval_set, batch_size=d.eval_batch_size or d.batch_size, **shared)
+    return train_loader, eval_loader
+
+
+def _fills_a_step(dataset: ImageDataset | StreamDataset, step: int, world: World) -> bool:
+    """The last, smaller step of an epoch is left out, but for a dataset so small that it would be the only one."""
+    known = len(dataset) if isinstance(dataset, ImageDataset) else None
+    if world.size > 1 and known is not None and known < step:
+        raise OpsinError(f"{known} samples are fewer than one step of all ranks ({step}); lower batch_size")
+    return known is None or known >= step
+
+
+def _order(config: TrainConfig, reader: Any) -> Order | None:
+    d, seed = config.data, config.run.seed
+    if not (d.balance or d.repeats > 1):
+        return None
+    if isinstance(reader, StreamReader):
+        raise OpsinError("balance and repeats choose samples, which a stream does not allow")
+    if d.repeats > 1:
+        return Repeated(len(reader), d.repeats, seed)
+    if reader.task not in ("single", "multi"):
+        raise OpsinError(f"balance is for classes, not for {reader.task} targets")
+    return Weighted(class_weights(reader.targets, len(reader.classes), power=d.balance), seed=seed)
+
+
+def _erasing(config: TrainConfig) -> RandomErasing | None:
+    a = config.augment
+    return RandomErasing(a.reprob, mode=a.remode, num_splits=a.aug_splits) if a.reprob else None
+
+
+def _mixing(config: TrainConfig, task: Task) -> Mix | None:
+    a = config.augment
+    if not (a.mixup or a.cutmix):
+        return None
+    return Mix(
+        mixup_alpha=a.mixup, cutmix_alpha=a.cutmix, prob=a.mixup_prob, switch_prob=a.mixup_switch_prob,
+        mode=a.mixup_mode, label_smoothing=config.loss.smoothing, num_classes=task.outputs,
+    )  # fmt: skip
+
+
+# --- model ----------------------------------------------------------------------------------------------------------
+
+
+def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
+    """The model with a head for the task, its first convolution for the pictures' channels."""
+    m = config.model
+    in_chans = m.in_chans
+    if in_chans is None:
+        image = _first_image(reader)
+        in_chans = image.shape[2] if isinstance(image, np.ndarray) and image.ndim == 3 else 3
+    options: dict[str, Any] = {"in_chans": in_chans, **m.model_args}
+    options |= {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(m, k)) is not None}
+    if m.img_size is not None and _has_fixed_size(m.model):
+        options["img_size"] = m.img_size
+    model = create_model(m.model, pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options)
+    if m.grad_checkpointing:
+        model.set_grad_checkpointing()
+    if m.split_bn:
+        from opsin.train.split_bn import split_batch_norm
+
+        model = split_batch_norm(model, config.augment.aug_splits)
+    return model
+
+
+def _has_fixed_size(name: str) -> bool:
+    from opsin.models._registry import find_family, resolve_name
+
+    architecture = resolve_name(name)[0]
+    return "img_size" in find_family(architecture).variants[architecture].names()
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    o = config.optim
+    options = o.opt_args if o.momentum is None else {"momentum": o.momentum, **o.opt_args}
+    return create_optimizer(model, o.opt, lr=o.lr, weight_decay=o.weight_decay, layer_decay=o.layer_decay, **options)
+
+
+def wrap(config: TrainConfig, world: World, model: nn.Module) -> nn.Module:
+    """What is called in training: compiled first, then wrapped for the other ranks."""
+    if config.model.sync_bn and world.size > 1:
+        if world.device.type != "cuda":
+            raise OpsinError("sync_bn needs GPUs: torch has no synchronised batch norm on the CPU")
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    forward: Any = torch.compile(model) if config.model.compile else model
+    if world.size > 1:
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        frozen = config.model.unfreeze_epochs > 0
+        forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, find_unused_parameters=frozen)
+    return forward
+
+
+def amp_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
+    match config.run.amp:
+        case "none":
+            return None
+        case "auto":
+            gpu = world.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            return torch.bfloat16 if gpu else None
+        case name:
+            return getattr(torch, name)
+
+
+# --- the directory --------------------------------------------------------------------------------------------------
+
+
+def open_directory(config: TrainConfig, world: World) -> RunDirectory:
+    """Make and take the run directory. One with another configuration is refused unless it is overwritten."""
+    place = Path(config.data.data.rstrip("/")).name.partition(":")[0]
+    path = config.run.output or Path("runs") / f"{config.model.model}-{place}"
+    directory = RunDirectory(path)
+
+    def take() -> None:
+        directory.open(overwrite=config.run.overwrite)
+        if directory.last.exists() and directory.config.exists():
+            old, new = to_dict(load_config(directory.config)), to_dict(config)
+            _check_same(old, new, path)
+        save_config(config, directory.config)
+
+    world.share(take)
+    return directory
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+    """A run goes on with the settings it began with, but for where it runs and how long."""
+    free = {("run", "output"), ("run", "overwrite"), ("run", "save_every"), ("run", "log_every"), ("run", "device"),
+            ("data", "workers")}  # fmt: skip
+    changed = [
+        f"{group}.{key} was {value!r}, is {new[group][key]!r}"
+        for group, settings in old.items()
+        for key, value in settings.items()
+        if (group, key) not in free and new[group][key] != value
+    ]
+    if changed:
+        raise OpsinError(
+            f"{path} holds a run with other settings ({'; '.join(changed[:6])}). Give another --output, or --overwrite "
+            "to begin anew"
+        )

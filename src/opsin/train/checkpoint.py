@@ -1,0 +1,125 @@
+"""The run directory: what a run leaves there, and how it goes on from it.
+
+    config.yaml      the whole resolved configuration
+    last.pt          everything that the run needs to go on: written whole or not at all
+    best/            the best model as one artefact: `opsin.load("RUN/best")`
+    history.csv      a row per epoch
+    log.jsonl        a line every few steps
+
+Nothing is written in place: a process killed at any moment leaves the state before or the one after. What was logged
+after the last checkpoint is cut off when the run goes on, since it comes again.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from opsin.errors import OpsinError
+
+__all__ = ["RunDirectory"]
+
+
+class RunDirectory:
+    """The files of one run, by the one process that writes them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.last, self.best = self.path / "config.yaml", self.path / "last.pt", self.path / "best"
+        self.history, self.log, self.report = (
+            self.path / "history.csv", self.path / "log.jsonl", self.path / "report.html",
+        )  # fmt: skip
+        self._lock = FileLock(self.path / ".lock")
+
+    def open(self, *, overwrite: bool = False) -> None:
+        """Make the directory and take it for this run; raises `OpsinError` where another process has it."""
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise OpsinError(f"{self.path} is in use by another run; give this one another --output") from None
+        if overwrite:
+            for file in (self.config, self.last, self.history, self.log, self.report):
+                file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace `last.pt`. The bytes are on the disk before the old state goes."""
+        part = self.last.with_name(".last.pt.part")
+        with explained(self.last, part):
+            with part.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.last)
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of `last.pt`, or None where there is none."""
+        if not self.last.exists():
+            return None
+        try:
+            return torch.load(self.last, map_location="cpu", weights_only=True)
+        except Exception as error:  # the reader fails in many ways on damaged input
+            raise OpsinError(
+                f"{self.last} cannot be read ({str(error).splitlines()[0][:120]}); --overwrite begins anew"
+            ) from error
+
+    # --- logs -------------------------------------------------------------------------------------------------------
+
+    def add_log(self, row: Mapping[str, Any]) -> None:
+        with explained(self.log), self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """All epochs so far, columns in the order in which they first came."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        part = self.history.with_name(".history.csv.part")
+        with explained(self.history, part):
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            part.replace(self.history)
+
+    def cut_log(self, update: int) -> None:
+        """Drop the lines of steps from `update` on, and a last line that was cut short."""
+        if not self.log.exists():
+            return
+        kept = []
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["update"] < update:
+                kept.append(line)
+        part = self.log.with_name(".log.jsonl.part")
+        with explained(self.log, part):
+            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            part.replace(self.log)
+
+
+@contextmanager
+def explained(path: Path, part: Path | None = None) -> Any:
+    """Turn an error of the file system into one clear message, and leave no half of a file behind."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+        if part is not None:
+            part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise OpsinError(f"{path} cannot be written ({reason}); what was there before is unharmed") from error

@@ -1,0 +1,410 @@
+"""Everything a training run can be told, as nested dataclasses; and the YAML that holds them.
+
+A file names only what differs from the defaults, in the same nesting. A key that does not exist is an error that names
+the nearest one. The run directory holds the whole resolved configuration, which repeats the run.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from opsin.errors import OpsinError, did_you_mean
+
+__all__ = [
+    "AugmentSettings",
+    "DataSettings",
+    "LossSettings",
+    "ModelSettings",
+    "OptimSettings",
+    "RunSettings",
+    "ScheduleSettings",
+    "TrainConfig",
+    "from_dict",
+    "list_recipes",
+    "load_config",
+    "load_recipe",
+    "save_config",
+    "to_dict",
+]
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """The model.
+
+    Attributes:
+        model: name, as `opsin.create_model` takes it.
+        pretrained: begin with published weights.
+        checkpoint: begin with these weights: a file, a folder or `hf-hub:org/repo`.
+        in_chans: channels of the pictures; None is what the data has (1 for grey digits) or 3.
+        img_size: side of the pictures; None is what the weights were made for.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth.
+        model_args: other arguments of the model.
+        freeze: stages from the stem on that stay as they are; -1 trains the head alone.
+        unfreeze_epochs: epochs after which one more stage is set free, from the head on; 0 keeps all frozen.
+        grad_checkpointing: compute activations again instead of keeping them.
+        channels_last: memory layout of pictures and weights.
+        compile: compile the model with torch.compile before it is wrapped.
+        sync_bn: batch statistics over all ranks.
+        split_bn: batch norm of its own for each augmentation split but the first.
+    """
+
+    model: str = "resnet18"
+    pretrained: bool = False
+    checkpoint: str | None = None
+    in_chans: int | None = None
+    img_size: int | None = None
+    drop_rate: float | None = None
+    drop_path_rate: float | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    freeze: int = 0
+    unfreeze_epochs: int = 0
+    grad_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    sync_bn: bool = False
+    split_bn: bool = False
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """The data.
+
+    Attributes:
+        data: what `opsin.data.open_reader` takes: a folder, a list, a tar, `wds:…`, `hf:…`, `digits`.
+        train_split: name of the split to learn from.
+        val_split: name of the split to judge by.
+        class_map: file that numbers the classes.
+        holdout: share held out for validation where the data has no such split.
+        batch_size: samples a step on each rank.
+        eval_batch_size: the same for validation; None is `batch_size`.
+        workers: processes that read and decode on each rank; None is one per core.
+        repeats: differently augmented copies of each sample in a batch (repeated augmentation).
+        balance: 0 shows samples as often as they come, 1 shows all classes equally often.
+        strict: stop at the first picture that cannot be read.
+        max_skips: stop when more than this share of the pictures (or, from 1 on, this many) cannot be read.
+    """
+
+    data: str = ""
+    train_split: str = "train"
+    val_split: str = "validation"
+    class_map: str | None = None
+    holdout: float = 0.1
+    batch_size: int = 64
+    eval_batch_size: int | None = None
+    workers: int | None = None
+    repeats: int = 1
+    balance: float = 0.0
+    strict: bool = False
+    max_skips: float = 0.1
+
+
+@dataclass(kw_only=True)
+class AugmentSettings:
+    """Augmentation of the training pictures; the names and strings are timm's.
+
+    Attributes:
+        scale: share of the area that a crop covers, least and most.
+        ratio: aspect ratio of a crop, least and most.
+        hflip: chance to mirror left and right.
+        vflip: chance to mirror top and bottom.
+        color_jitter: how much brightness, contrast and saturation vary.
+        auto_augment: a policy, such as rand-m9-mstd0.5-inc1, 3a, augmix-m5-w4-d2.
+        aug_splits: versions of each picture, the first without augmentation (for the JSD loss).
+        train_interpolation: filter of the resizing; random draws bilinear or bicubic.
+        reprob: chance to erase a part.
+        remode: what is put there: const, rand or pixel.
+        mixup: alpha of mixup; 0 is none.
+        cutmix: alpha of cutmix; 0 is none.
+        mixup_prob: chance that a batch is mixed.
+        mixup_switch_prob: chance of cutmix where both are on.
+        mixup_mode: batch, pair or elem.
+        mixup_off_epoch: epoch from which nothing is mixed; 0 is never.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float | None = 0.4
+    auto_augment: str | None = None
+    aug_splits: int = 0
+    train_interpolation: str = "random"
+    reprob: float = 0.0
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    mixup_off_epoch: int = 0
+
+
+@dataclass(kw_only=True)
+class LossSettings:
+    """The loss.
+
+    Attributes:
+        task: what is learnt; auto is what the targets of the data are.
+        loss: auto is cross entropy for one label, binary cross entropy for several, mean squares for numbers; see
+            `opsin.loss.list_losses`.
+        smoothing: of the labels.
+        loss_args: other arguments of the loss.
+        class_weights: 0 counts all classes alike, 1 weighs them by 1 / their number.
+    """
+
+    task: Literal["auto", "single", "multi", "regression"] = "auto"
+    loss: str = "auto"
+    smoothing: float = 0.0
+    loss_args: dict[str, Any] = field(default_factory=dict)
+    class_weights: float = 0.0
+
+
+@dataclass(kw_only=True)
+class OptimSettings:
+    """The optimizer.
+
+    Attributes:
+        opt: see `opsin.optim.list_optimizers`.
+        lr: learning rate for a whole step of all ranks.
+        weight_decay: not of biases, norms and what the model excepts.
+        momentum: of those that have it.
+        layer_decay: factor of the learning rate from each layer to the one before it.
+        opt_args: other arguments of the optimizer.
+        clip_grad: largest gradient; None does not clip.
+        clip_mode: by norm, by value, or adaptively by the weights (agc).
+        accumulate: batches whose gradients make one step.
+    """
+
+    opt: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    momentum: float | None = None
+    layer_decay: float | None = None
+    opt_args: dict[str, Any] = field(default_factory=dict)
+    clip_grad: float | None = None
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    accumulate: int = 1
+
+
+@dataclass(kw_only=True)
+class ScheduleSettings:
+    """The learning rate over time.
+
+    Attributes:
+        sched: see `opsin.scheduler.list_schedules`.
+        epochs: all of them, warm-up included.
+        warmup_epochs: in which the rate rises from `warmup_lr`.
+        warmup_lr: where it begins.
+        min_lr: where it ends.
+        sched_args: other arguments of the schedule.
+    """
+
+    sched: str = "cosine"
+    epochs: int = 30
+    warmup_epochs: float = 2.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-6
+    sched_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """How and where the run goes.
+
+    Attributes:
+        output: the run directory; None is `runs/MODEL-DATA`. One that holds an unfinished run is continued.
+        overwrite: begin anew in a directory that holds a run.
+        seed: of everything random.
+        deterministic: only algorithms that give the same bits each time.
+        device: where to compute; None is a GPU if there is one.
+        amp: none, bfloat16 or float16; auto is bfloat16 on a GPU that has it.
+        ema: keep an average of the weights, judged beside them.
+        ema_decay: its decay a step.
+        metric: what decides which checkpoint is best; None is the task's own (top1, mAP, mae).
+        patience: epochs without a better one after which to stop; 0 never stops.
+        save_every: seconds between checkpoints within an epoch.
+        log_every: steps between lines of the log.
+        fsdp: shard the model over the ranks.
+    """
+
+    output: Path | None = None
+    overwrite: bool = False
+    seed: int = 42
+    deterministic: bool = False
+    device: str | None = None
+    amp: Literal["auto", "none", "bfloat16", "float16"] = "auto"
+    ema: bool = False
+    ema_decay: float = 0.9998
+    metric: str | None = None
+    patience: int = 0
+    save_every: float = 120.0
+    log_every: int = 20
+    fsdp: bool = False
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def check(self) -> None:
+        """Raise `OpsinError` for settings that contradict each other, naming both."""
+        a, wrong = self.augment, []
+        if self.model.pretrained and self.model.checkpoint:
+            wrong.append("pretrained and checkpoint both say where the weights come from")
+        if self.schedule.warmup_epochs >= self.schedule.epochs and self.schedule.epochs > 0:
+            wrong.append(f"warmup_epochs {self.schedule.warmup_epochs} leaves nothing of {self.schedule.epochs} epochs")
+        if self.schedule.epochs < 1:
+            wrong.append(f"epochs must be at least 1, not {self.schedule.epochs}")
+        if self.model.split_bn and a.aug_splits < 2:
+            wrong.append("split_bn needs aug_splits of at least 2")
+        if a.aug_splits and (a.mixup or a.cutmix):
+            wrong.append("mixup and cutmix would mix the aug_splits of a picture")
+        if self.loss.loss == "jsd" and a.aug_splits < 2:
+            wrong.append("the jsd loss compares aug_splits of a picture: at least 2")
+        if self.data.repeats > 1 and self.data.balance:
+            wrong.append("repeats and balance both choose the samples of an epoch")
+        if self.loss.task == "regression" and (a.mixup or a.cutmix or self.loss.smoothing):
+            wrong.append("mixup, cutmix and smoothing are for classes, not for regression")
+        if self.optim.accumulate < 1 or self.data.batch_size < 1:
+            wrong.append("accumulate and batch_size must be at least 1")
+        if wrong:
+            raise OpsinError("the configuration contradicts itself: " + "; ".join(wrong))
+
+
+# --- dicts and files ------------------------------------------------------------------------------------------------
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain nested values, ready for YAML or JSON."""
+    plain = dataclasses.asdict(config)
+    for part in plain.values():
+        for key, value in part.items():
+            part[key] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def from_dict(
+    values: Mapping[str, Any], *, base: TrainConfig | None = None, owner: str = "the configuration"
+) -> TrainConfig:
+    """A configuration of `base` (the defaults) with these values, types checked; raises `OpsinError`."""
+    return _merge(base or TrainConfig(), values, owner)
+
+
+def _merge(base: Any, values: Mapping[str, Any], owner: str) -> Any:
+    fields = {one.name for one in dataclasses.fields(base)}
+    hints = typing.get_type_hints(type(base))
+    changed = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise OpsinError(f"{owner} has no setting {key!r}.{_nearest(base, key)}")
+        old = getattr(base, key)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise OpsinError(f"{owner}: {key} is a group of settings, not {value!r}")
+            changed[key] = _merge(old, value, f"{owner}, {key}")
+        else:
+            changed[key] = _typed(value, hints[key], f"{owner}, {key}")
+    return dataclasses.replace(base, **changed)
+
+
+def _nearest(base: Any, key: str) -> str:
+    for group in dataclasses.fields(base):  # a setting without its group
+        value = getattr(base, group.name)
+        if dataclasses.is_dataclass(value) and key in {one.name for one in dataclasses.fields(value)}:
+            return f" It belongs to {group.name}: write it below that."
+    names = [one.name for one in dataclasses.fields(base)]
+    return did_you_mean(key, names) or f" There are: {', '.join(names)}."
+
+
+def _typed(value: Any, hint: Any, owner: str) -> Any:
+    """The value as the type the setting has: 1 is fine for 1.0, and a list for a tuple; the rest is refused."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _typed(value, next(arg for arg in args if arg is not type(None)), owner)
+    if origin is Literal:
+        if value not in args:
+            hint = did_you_mean(str(value), map(str, args)) or f" It can be {', '.join(map(str, args))}."
+            raise OpsinError(f"{owner} cannot be {value!r}.{hint}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
+        return tuple(_typed(one, arg, owner) for one, arg in zip(value, args, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and not isinstance(value, bool) and _is_number(value):
+        return float(value)
+    if (hint is Path and isinstance(value, str | Path)) or (hint in (int, str, bool) and type(value) is hint):
+        return hint(value)
+    kind = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise OpsinError(f"{owner} must be of type {kind}, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    """Text counts where it reads as a number: YAML takes 1e-3, without a point, for a word."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def load_config(path: str | Path, *, base: TrainConfig | None = None) -> TrainConfig:
+    """A configuration from a YAML file; raises `OpsinError` for a missing or broken file, or a wrong key or value."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise OpsinError(f"no configuration {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OpsinError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, Mapping):
+        raise OpsinError(f"{path} holds no settings")
+    return from_dict({k: v for k, v in values.items() if k != "about"}, base=base, owner=str(path))
+
+
+def save_config(config: TrainConfig, path: str | Path) -> None:
+    """Write a configuration; the file appears whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    part.replace(path)
+
+
+def _recipes() -> Any:
+    return resources.files("opsin.train") / "recipes"
+
+
+def list_recipes() -> dict[str, str]:
+    """The recipes that come with opsin: name -> what it is, its source and its expected result."""
+    files = (one for one in _recipes().iterdir() if one.name.endswith(".yaml"))
+    return {
+        one.name.removesuffix(".yaml"): yaml.safe_load(one.read_text(encoding="utf-8"))["about"]
+        for one in sorted(files, key=lambda one: one.name)
+    }
+
+
+def load_recipe(name: str) -> TrainConfig:
+    """A recipe by name, one of `list_recipes`."""
+    known = list_recipes()
+    if name not in known:
+        raise OpsinError(f"no recipe {name!r}.{did_you_mean(name, known) or ' There are: ' + ', '.join(known) + '.'}")
+    with resources.as_file(_recipes() / f"{name}.yaml") as path:
+        return load_config(path)

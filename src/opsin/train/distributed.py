@@ -1,0 +1,168 @@
+"""Which process this is among those that train together, and what they say to each other.
+
+torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; SLURM and OpenMPI have variables of their own, read here as well.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from opsin.errors import OpsinError
+
+__all__ = ["World", "connect", "get_random_state", "seed_everything", "set_random_state"]
+
+# (rank, world size, rank on this machine) as the launchers call them
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, and the device it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks to people."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            moved = value.to(self.device)
+            dist.all_reduce(moved)
+            value.copy_(moved)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for any process."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))).item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, on each of them."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, on all of them; its error too, so that none waits for ever."""
+        box: list[Any] = [None, None]
+        if self.first:
+            try:
+                box[0] = make()
+            except OpsinError as error:
+                box[1] = error
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def connect(device: str | None = None) -> Iterator[World]:
+    """Join the processes that a launcher started; a process on its own is a world of one.
+
+    Raises:
+        OpsinError: a launcher's variables that do not fit together, or a device that is not there.
+    """
+    rank, size, local = _place()
+    where = _device(device, local)
+    if size == 1:
+        yield World(where)
+        return
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", rank=rank, world_size=size)
+    try:
+        yield World(where, rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+def _place() -> tuple[int, int, int]:
+    for names in LAUNCHERS:
+        if names[0] in os.environ and names[1] in os.environ:
+            try:
+                rank, size, local = (int(os.environ.get(name, "0")) for name in names)
+            except ValueError:
+                values = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+                raise OpsinError(f"the launcher's variables are no numbers: {values}") from None
+            if not 0 <= rank < size:
+                raise OpsinError(f"the launcher says {names[0]}={rank} of {names[1]}={size}")
+            return rank, size, local
+    return 0, 1, 0
+
+
+def _device(name: str | None, local: int) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OpsinError(f"no device {name!r}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OpsinError(f"no device {name!r}: torch finds no GPU here")
+    return torch.device("cuda", local) if device.type == "cuda" and device.index is None else device
+
+
+# --- randomness -----------------------------------------------------------------------------------------------------
+
+
+def seed_everything(seed: int, rank: int = 0, *, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and torch, another state for each rank; with `deterministic` only reproducible algorithms."""
+    random.seed(seed + rank)
+    np.random.seed(seed + rank)
+    torch.manual_seed(seed + rank)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def get_random_state() -> dict[str, Any]:
+    """The global random states of this process, as tensors and plain values."""
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `get_random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

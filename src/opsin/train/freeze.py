@@ -1,0 +1,16 @@
+"""Training from the head on: which stages stay as they are, and when they are set free."""
+
+from typing import Any
+
+__all__ = ["freeze", "frozen_stages"]
+
+
+def freeze(model: Any, stages: int) -> None:
+    """Freeze the stem and the first `stages` stages; -1 all but the head; 0 none. Norms there keep their statistics."""
+    model.freeze_stages(None if stages < 0 else stages)
+
+
+def frozen_stages(total: int, begin: int, unfreeze_epochs: int, epoch: int) -> int:
+    """How many stages are frozen in an epoch: one less, from the head on, every `unfreeze_epochs` epochs."""
+    begin = total if begin < 0 else begin
+    return max(begin - epoch // unfreeze_epochs, 0) if unfreeze_epochs else begin

@@ -1,0 +1,317 @@
+"""The training loop.
+
+`fit` is the loop on one screen; `Run` holds the parts it moves, each of which may be replaced before. What a callback
+can do: see `Callback`.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opsin.data.loader import Batch, Loader
+from opsin.errors import OpsinError
+from opsin.train.checkpoint import RunDirectory
+from opsin.train.config import TrainConfig
+from opsin.train.distributed import World, get_random_state, set_random_state
+from opsin.train.ema import Ema
+from opsin.train.freeze import freeze, frozen_stages
+from opsin.train.signals import Stop
+from opsin.train.task import Task
+
+__all__ = ["Callback", "Run", "fit"]
+
+
+class Callback:
+    """Something that is told how a run goes. Override what you need; `run` may be read and changed."""
+
+    def on_start(self, run: "Run") -> None: ...
+
+    def on_update(self, run: "Run", loss: float) -> None: ...
+
+    def on_eval_batch(self, run: "Run", batch: Batch, outputs: Tensor) -> None: ...
+
+    def on_epoch(self, run: "Run", row: dict[str, Any]) -> None: ...
+
+    def on_end(self, run: "Run") -> None: ...
+
+
+def fit(run: "Run") -> dict[str, Any]:
+    """Train until the last epoch, or until nothing gets better; returns the best epoch's scores.
+
+    A run that was interrupted goes on where its last checkpoint stands, to the same weights.
+    """
+    run.resume()
+    run.tell("on_start")
+    while run.epoch < run.epochs and not run.out_of_patience():
+        run.begin_epoch()
+        for batches in run.updates():
+            run.scheduler.step(run.update)
+            loss = run.learn(batches)
+            run.after_update(loss)
+        run.after_epoch(run.judge())
+    run.tell("on_end")
+    return run.best_row()
+
+
+class Run:
+    """All parts of a run.
+
+    Args:
+        config: the settings.
+        world: this process among all.
+        directory: where files go.
+        task: what is learnt.
+        model: the bare model, on its device; `forward` is what is called to train it: the model, compiled or wrapped.
+        optimizer, scheduler: as `opsin.optim` and `opsin.scheduler` make them.
+        train_loader, eval_loader: batches.
+        ema: the average, if there is one.
+        callbacks: told of all that happens, on the first process.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        world: World,
+        directory: RunDirectory,
+        task: Task,
+        model: nn.Module,
+        forward: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        train_loader: Loader,
+        eval_loader: Loader,
+        ema: Ema | None = None,
+        clip: Any = None,
+        amp_dtype: torch.dtype | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.config, self.world, self.directory, self.task = config, world, directory, task
+        self.model, self.forward, self.ema, self.clip = model, forward, ema, clip
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.train_loader, self.eval_loader = train_loader, eval_loader
+        self.amp_dtype, self.callbacks = amp_dtype, list(callbacks)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp_dtype == torch.float16)
+        self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
+        self.epoch = self.update = 0  # what comes next
+        self.loss_sum = self.loss_count = 0.0
+        self.seconds, self.clock = 0.0, time.perf_counter()
+        self.history: list[dict[str, Any]] = []
+        self.best: tuple[int, float] | None = None  # epoch and score
+        self.saved_at = time.perf_counter()
+        self.stop = Stop()
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return math.ceil(len(self.train_loader) / self.accumulate)
+
+    def tell(self, event: str, *values: Any) -> None:
+        if self.world.first:
+            for callback in self.callbacks:
+                getattr(callback, event)(self, *values)
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        self.forward.train()
+        self.thaw()
+        off = self.config.augment.mixup_off_epoch
+        if off and self.epoch >= off:
+            self.train_loader.mix = None
+
+    def thaw(self) -> None:
+        """Set one more stage free when its time has come."""
+        m = self.config.model
+        if m.freeze and m.unfreeze_epochs:
+            freeze(self.model, frozen_stages(len(self.model.levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
+
+    def updates(self) -> Iterator[list[Batch]]:
+        """The batches of one update after the other, to the end of the epoch."""
+        batches = iter(self.train_loader)
+        while group := list(islice(batches, self.accumulate)):
+            yield group
+
+    def learn(self, batches: list[Batch]) -> float:
+        """One update: forward and backward for each batch, then a step. Returns the mean loss."""
+        total, mean = sum(len(batch.images) for batch in batches), 0.0
+        for i, batch in enumerate(batches):
+            share = len(batch.images) / total
+            last = i == len(batches) - 1
+            with nullcontext() if last or self.forward is self.model else self.forward.no_sync():  # type: ignore[operator]
+                loss = self.loss_of(batch) * share
+                value = loss.item()
+                if not math.isfinite(value):
+                    self.fail(batch, value / share)
+                self.scaler.scale(loss).backward()
+            mean += value
+        self.scaler.unscale_(self.optimizer)
+        if self.clip is not None:
+            self.clip(self.model)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.loss_sum += mean * total
+        self.loss_count += total
+        return mean
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        with torch.autocast(self.world.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            outputs = self.forward(batch.images)
+            return self.task.train_loss(outputs, self.task.prepare(batch.targets))
+
+    def fail(self, batch: Batch, loss: float) -> None:
+        """Keep what led to a loss that is no number, and stop."""
+        path = self.directory.path / f"failed-update-{self.update}-rank-{self.world.rank}.pt"
+        content = {"images": batch.images, "targets": batch.targets, "indices": batch.indices}
+        torch.save({**content, "model": self.model.state_dict(), "update": self.update}, path)
+        lr = self.optimizer.param_groups[0]["lr"]
+        raise OpsinError(
+            f"the loss became {loss} in update {self.update} (epoch {self.epoch}, lr {lr:.2e}). The batch and the "
+            f"weights before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
+        )
+
+    def after_update(self, loss: float) -> None:
+        self.update += 1
+        every = self.config.run.log_every
+        if self.world.first and self.update % every == 0:
+            lr = self.optimizer.param_groups[0]["lr"]
+            row = {"update": self.update - 1, "epoch": self.epoch, "loss": loss, "lr": lr}
+            self.directory.add_log(row)
+        self.tell("on_update", loss)
+        if self.world.size > 1 and self.update % every:
+            return  # ranks agree on what follows only now and then: it takes a message
+        wanted, due = self.stop.wanted, time.perf_counter() - self.saved_at >= self.config.run.save_every
+        if self.world.any(wanted or (due and self.world.first)):
+            self.save()
+        if self.world.any(wanted):
+            self.stop.now()
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def judge(self) -> dict[str, Any]:
+        """Scores on the validation set, of the average too."""
+        self.seconds += time.perf_counter() - self.clock
+        totals = self.world.sum(torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64)).tolist()
+        row = {"epoch": self.epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": totals[0] / totals[1]}
+        row |= self.score(self.model)
+        if self.ema is not None:
+            row |= {f"ema_{name}": value for name, value in self.score(self.ema.average).items()}
+        self.clock = time.perf_counter()
+        return row | {"seconds": round(self.seconds, 2)}
+
+    @torch.inference_mode()
+    def score(self, model: nn.Module) -> dict[str, float]:
+        """Loss and metrics over the whole validation set, on all ranks together."""
+        self.average_batch_norm(model)
+        model.eval()
+        metrics, loss, count = self.task.metrics(), 0.0, 0
+        for batch in self.eval_loader:
+            targets = self.task.prepare(batch.targets)
+            with torch.autocast(self.world.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                outputs = model(batch.images).float()
+            loss += self.task.eval_loss(outputs, targets).item() * len(targets)
+            count += len(targets)
+            metrics.update(self.task.in_units(outputs), self.task.in_units(targets))
+            self.tell("on_eval_batch", batch, outputs)
+        self.eval_loader.epoch = 0  # each evaluation is the same
+        totals = self.world.sum(torch.tensor([loss, count], dtype=torch.float64)).tolist()
+        if not totals[1]:
+            raise OpsinError(f"{self.eval_loader.dataset.reader}: not one picture of the validation set could be read")
+        return {"loss": totals[0] / totals[1], **metrics.compute(self.world)}
+
+    def average_batch_norm(self, model: nn.Module) -> None:
+        """Let all ranks judge with the same running statistics: their mean."""
+        if self.world.size > 1:
+            for name, buffer in model.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
+                    self.world.sum(buffer).div_(self.world.size)
+
+    def after_epoch(self, row: dict[str, Any]) -> None:
+        score = row[self.task.metric]
+        better = self.task.better(score, self.best[1] if self.best else None)
+        if better:
+            self.best = (self.epoch, score)
+        self.history.append(row)
+        self.epoch += 1
+        self.loss_sum = self.loss_count = 0.0
+        if self.world.first:
+            if better:
+                self.save_best()
+            self.directory.write_history(self.history)
+        self.save()
+        self.tell("on_epoch", row)
+
+    def out_of_patience(self) -> bool:
+        patience = self.config.run.patience
+        return bool(patience and self.best and self.epoch - 1 - self.best[0] >= patience)
+
+    def best_score(self) -> float:
+        return self.best[1] if self.best else math.nan
+
+    def best_row(self) -> dict[str, Any]:
+        return self.history[self.best[0]] if self.best else {}
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def save_best(self) -> None:
+        from opsin.train.artefact import save_artefact
+
+        averaged = self.ema is not None and self.task.metric.startswith("ema_")
+        save_artefact(self, self.ema.average if averaged and self.ema else self.model)
+
+    def save(self) -> None:
+        """Write everything that the run needs to go on."""
+        own = {"random": get_random_state(), "loader": self.train_loader.state_dict()}
+        ranks = self.world.gather(own | {"loss": [self.loss_sum, self.loss_count]})
+        if self.world.first:
+            state = {
+                "world_size": self.world.size,
+                "epoch": self.epoch,
+                "update": self.update,
+                "seconds": self.seconds + time.perf_counter() - self.clock,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "ema": self.ema.state_dict() if self.ema else None,
+                "history": self.history,
+                "best": list(self.best) if self.best else None,
+                "ranks": ranks,
+            }
+            self.directory.save(state)
+        self.saved_at = time.perf_counter()
+
+    def resume(self) -> None:
+        """Go on where `last.pt` stands, if there is one."""
+        state = self.directory.load()
+        if state is None:
+            return
+        if state["world_size"] != self.world.size:
+            raise OpsinError(
+                f"the run in {self.directory.path} was made by {state['world_size']} processes and goes on with as "
+                f"many, not {self.world.size}"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.epoch, self.update, self.seconds, self.history = (
+            state["epoch"], state["update"], state["seconds"], state["history"],
+        )  # fmt: skip
+        self.best = (int(state["best"][0]), state["best"][1]) if state["best"] else None
+        own = state["ranks"][self.world.rank]
+        self.train_loader.load_state_dict(own["loader"])
+        self.loss_sum, self.loss_count = own["loss"]
+        if self.world.first:
+            self.directory.cut_log(self.update)
+        set_random_state(own["random"])

@@ -1,0 +1,77 @@
+"""What a person sees while a run goes on: bars and a table in a terminal, plain lines anywhere else."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from opsin.train.loop import Callback, Run
+
+__all__ = ["Terminal"]
+
+
+class Terminal(Callback):
+    """A bar for the epochs and one for the steps, a row per epoch; plain lines when the output is no terminal."""
+
+    def __init__(self, *, stream: Any = None) -> None:
+        self.console = Console(file=stream or sys.stderr)
+        self.bars: Progress | None = None
+        self.started = time.perf_counter()
+        self.images = 0
+
+    def on_start(self, run: Run) -> None:
+        task, c = run.task, run.config
+        known = f", {task.outputs} classes" if task.classes else ""
+        if run.update:
+            self.console.print(f"going on at epoch {run.epoch}, update {run.update}", highlight=False)
+        self.console.print(
+            f"{c.model.model} on {c.data.data}: {task.kind}{known}, {run.epochs} epochs of {run.updates_per_epoch} "
+            f"updates, {c.data.batch_size * run.world.size * run.accumulate} pictures each, on {run.world.device}; "
+            f"files in {run.directory.path}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        self.started = time.perf_counter()
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TimeRemainingColumn(), TextColumn("{task.fields[said]}"))  # fmt: skip
+            self.bars = Progress(*columns, console=self.console, transient=True)
+            self.epochs = self.bars.add_task("epochs", total=run.epochs, completed=run.epoch, said="")
+            self.steps = self.bars.add_task("updates", total=run.updates_per_epoch, said="")
+            self.bars.start()
+
+    def on_update(self, run: Run, loss: float) -> None:
+        self.images += run.config.data.batch_size * run.world.size * run.accumulate
+        if self.bars is not None:
+            done = run.update - run.epoch * run.updates_per_epoch
+            rate = self.images / (time.perf_counter() - self.started)
+            lr = run.optimizer.param_groups[0]["lr"]
+            self.bars.update(self.steps, completed=done, said=f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s")
+
+    def on_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        if self.bars is not None:
+            self.bars.update(self.epochs, completed=run.epoch, said=f"best {run.task.metric} {run.best_score():.4g}")
+        star = " *" if run.best and run.best[0] == row["epoch"] else ""
+        shown = ("train_loss", "loss", run.task.metric, *(k for k in ("top5", "ema_top1") if k in row))
+        scores = "  ".join(f"{name} {row[name]:.4f}" for name in dict.fromkeys(shown) if name in row)
+        line = f"epoch {row['epoch']:>3}  {scores}  lr {row['lr']:.1e}  {row['seconds']:.0f} s{star}"
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def on_end(self, run: Run) -> None:
+        self.close()
+        best = run.best_row()
+        table = Table(title=f"best: epoch {best['epoch']}", title_justify="left", show_header=False)
+        for name, value in best.items():
+            if name != "epoch":
+                table.add_row(name, f"{value:.4g}")
+        self.console.print(table)
+        if skipped := {**run.train_loader.skipped, **run.eval_loader.skipped}:
+            self.console.print(f"{len(skipped)} pictures could not be read, first: {next(iter(skipped.values()))}")
+        self.console.print(f"the model: opsin predict --model {run.directory.best} PICTURES", highlight=False)
+
+    def close(self) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
