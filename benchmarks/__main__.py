@@ -13,8 +13,8 @@ from rich.markdown import Markdown
 
 from benchmarks._ab import markdown, pin
 
-Name = Literal["imports", "listing", "create", "forward", "data"]
-ALL: tuple[Name, ...] = ("imports", "listing", "create", "forward", "data")
+Name = Literal["imports", "listing", "create", "forward", "data", "optim"]
+ALL: tuple[Name, ...] = ("imports", "listing", "create", "forward", "data", "optim")
 
 
 def _machine() -> str:

@@ -7,7 +7,8 @@ from torch import nn
 
 import opsin
 from opsin.errors import OpsinError, UnknownArgumentError
-from opsin.optim import create_optimizer, describe_groups, list_optimizers, optimizer_info, param_groups
+from opsin.optim import _common, create_optimizer, describe_groups, list_optimizers, optimizer_info, param_groups
+from opsin.optim.lion import Lion
 from opsin.scheduler import create_scheduler
 
 
@@ -263,6 +264,35 @@ def test_lists_and_single_tensors_are_the_same(name):
         advance(optimizer, params, range(1, 5))  # tensors of one group at different steps
     for a, b in zip(*runs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name[0] != "c"])
+def test_slices_and_whole_tensors_are_the_same(name, monkeypatch):
+    runs = []
+    for size in (1 << 20, 7):
+        monkeypatch.setattr(_common, "SLICE", size)
+        params = tensors()
+        params.append(nn.Parameter(torch.linspace(-1, 1, 240).view(5, 8, 3, 2).to(memory_format=torch.channels_last)))
+        params.append(nn.Parameter(torch.linspace(-1, 1, 60).view(6, 10).t()))
+        runs.append(advance(create_optimizer(params, name, lr=0.01, weight_decay=0.1), params, range(4)))
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+
+
+def test_long_tensors_are_taken_in_slices(monkeypatch):
+    seen = []
+    update = Lion.update
+    monkeypatch.setattr(_common, "SLICE", 64)
+    monkeypatch.setattr(
+        Lion,
+        "update",
+        lambda self, group, step, p, *rest: (seen.append(p[0].numel()), update(self, group, step, p, *rest)),
+    )
+    advance(create_optimizer(params := tensors(), "lion", lr=0.01), params, range(1))
+    assert seen == [64] * 5 + [40, 20, 108]  # 360 values in slices, 20 and 108 whole
+    seen.clear()
+    advance(create_optimizer(params := tensors(), "clion", lr=0.01), params, range(1))
+    assert seen == [360, 20, 108]  # caution looks at the whole tensor
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -12,6 +12,7 @@ __all__ = ["ListOptimizer", "cautious", "decay", "moments", "root"]
 
 Group = dict[str, Any]
 Tensors = list[Tensor]
+SLICE = 1 << 17  # values of a tensor that are taken at a time on the CPU: half a megabyte, which caches hold
 
 
 class ListOptimizer(torch.optim.Optimizer):
@@ -29,6 +30,7 @@ class ListOptimizer(torch.optim.Optimizer):
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
+    elementwise: ClassVar[bool] = False  # every value moves by itself, so that an update may be given slices
 
     def __init__(self, params: Iterable[Any], **defaults: Any) -> None:
         check_ranges(type(self).__name__, defaults)
@@ -50,7 +52,9 @@ class ListOptimizer(torch.optim.Optimizer):
             for same in self._lists(params, group):
                 states = [self.state[p] for p in same]
                 slots = [[state[name] for state in states] for name in self.slots_of(group)]
-                self.update(group, states[0]["step"], same, [p.grad for p in same], *slots)  # type: ignore[misc]
+                grads = [p.grad for p in same if p.grad is not None]
+                for part in self._parts(group, [same, grads, *slots]):
+                    self.update(group, states[0]["step"], *part)
         return loss
 
     def begin(self) -> None:
@@ -101,6 +105,24 @@ class ListOptimizer(torch.optim.Optimizer):
             key = (p.device, p.dtype, self.state[p]["step"]) if together else i
             buckets.setdefault(key, []).append(p)
         yield from buckets.values()
+
+    def _parts(self, group: Group, columns: list[Tensors]) -> Iterator[list[Tensors]]:
+        """The columns of `update`; a long tensor on the CPU in slices, which stay in the cache from line to line."""
+        p = columns[0][0]
+        whole = len(columns[0]) > 1 or p.numel() <= 2 * SLICE or p.device.type != "cpu"
+        if whole or not self.elementwise or group.get("caution") or not _aligned([c[0] for c in columns]):
+            yield columns
+            return
+        flat = [c[0].as_strided((p.numel(),), (1,)).split(SLICE) for c in columns]
+        for parts in zip(*flat, strict=True):
+            yield [[part] for part in parts]
+
+
+def _aligned(tensors: Tensors) -> bool:
+    """Whether values at the same place belong together in memory, too, without gaps."""
+    p = tensors[0]
+    dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
+    return dense and all(t.stride() == p.stride() and t.dtype == p.dtype for t in tensors)
 
 
 def check_ranges(name: str, settings: Group) -> None:

@@ -22,6 +22,7 @@ class AdaBelief(ListOptimizer):
     """
 
     slots = ("exp_avg", "exp_avg_var")
+    elementwise = True
 
     def __init__(
         self,

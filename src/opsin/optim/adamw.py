@@ -18,6 +18,7 @@ class AdamW(ListOptimizer):
     """See the papers. `nesterov`: NAdamW. `caution`, `corrected_weight_decay`: see `_common`."""
 
     slots = ("exp_avg", "exp_avg_sq")
+    elementwise = True
 
     def __init__(
         self,

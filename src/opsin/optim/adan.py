@@ -16,6 +16,7 @@ class Adan(ListOptimizer):
     is for the mean gradient alone."""
 
     slots = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad")
+    elementwise = True
 
     def __init__(
         self,

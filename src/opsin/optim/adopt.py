@@ -15,6 +15,7 @@ class Adopt(ListOptimizer):
     averaged. The first gradient only starts the mean of squares. `decoupled`: decay as in AdamW."""
 
     slots = ("exp_avg", "exp_avg_sq")
+    elementwise = True
 
     def __init__(
         self,

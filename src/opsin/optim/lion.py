@@ -14,6 +14,7 @@ class Lion(ListOptimizer):
     """Takes a rate three to ten times smaller, and a decay as much larger, than AdamW."""
 
     slots = ("exp_avg",)
+    elementwise = True
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ class MADGRAD(ListOptimizer):
     """See the paper. Wants less decay than SGD; `decoupled_decay` shrinks the weights instead."""
 
     slots = ("grad_sum", "grad_sum_sq", "origin")
+    elementwise = True
 
     def __init__(
         self,

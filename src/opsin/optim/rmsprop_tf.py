@@ -27,6 +27,7 @@ class RMSpropTF(ListOptimizer):
     """
 
     slots = ("square_avg", "momentum_buffer", "grad_avg")
+    elementwise = True
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ class SGDW(ListOptimizer):
     """torch's SGD, but that the decay shrinks the weights. `caution`, `corrected_weight_decay`: see `_common`."""
 
     slots = ("momentum_buffer",)
+    elementwise = True
 
     def __init__(
         self,
