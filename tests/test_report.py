@@ -101,8 +101,9 @@ def go(run, report, *, ema=False, until=None):
             for i, batch in enumerate(run.eval_loader):
                 noise = (1.6 if prefix else 2.4) / (1 + run.epoch)
                 said = outputs_of(run, batch.images, batch.targets, noise, i)
-                metrics.update(said, run.task.prepare(batch.targets))
+                metrics.update(run.task.in_units(said), run.task.in_units(run.task.prepare(batch.targets)))
                 report.on_eval_batch(run, batch, said)
+            run.eval_loader.epoch = 0
             row |= {f"{prefix}{name}": value for name, value in ({"loss": 0.9} | metrics.compute()).items()}
         row["seconds"] = 4.5 * (run.epoch + 1)
         score = row[run.task.metric]
@@ -159,24 +160,29 @@ def check_alone(page):
         assert not [name for name in attrs if name.startswith("on")]
 
 
+def matrix(page):
+    """The confusion matrix as the page has it."""
+    counts = np.zeros((10, 10), int)
+    for cell in filter(None, (re.match(r"(\d) taken for (\d): (\d+) of", one) for one in page.said)):
+        counts[int(cell[1]), int(cell[2])] = int(cell[3])
+    return counts
+
+
 def test_a_run_with_one_label(tmp_path):
     run = make_run(tmp_path, augment={"mixup": 0.4, "cutmix": 1.0})
     content = go(run, Report(), ema=True)
     page = Page(content)
     check_alone(page)
     assert page.heads == [
-        "nearest-mean", "Course", "All scores", "Confusion matrix", "Class by class", "Calibration", "Worst mistakes",
-        "What training sees", "Every epoch", "Settings",
+        "nearest-mean", "Course", "Time and all scores", "Confusion matrix", "Class by class", "Calibration",
+        "Worst mistakes", "What training sees", "Every epoch", "Settings",
     ]  # fmt: skip
     best = run.best_row()
     assert f"{100 * best['top1']:.2f}\N{NARROW NO-BREAK SPACE}%" in page.said
     assert "13.5 s" in content
     assert number(round(1438 / 4.5)) in page.said  # pictures a second
     # the matrix holds every picture of the validation, on the diagonal as many as top1 says
-    cells = [re.match(r"(\d) taken for (\d): (\d+) of (\d+)", one) for one in page.said]
-    counts = np.zeros((10, 10), int)
-    for cell in filter(None, cells):
-        counts[int(cell[1]), int(cell[2])] = int(cell[3])
+    counts = matrix(page)
     assert counts.sum() == 359
     assert np.trace(counts) / 359 == pytest.approx(best["top1"])
     wrong = 359 - np.trace(counts)
@@ -260,6 +266,9 @@ def test_the_report_follows_the_run(tmp_path):
     first = go(run, report, ema=True, until=2)
     assert "2 of 4" in first
     assert "Of the average of the weights after epoch 1 (the best)" in first
+    row = run.history[1]
+    assert np.trace(matrix(Page(first))) / 359 == pytest.approx(row["ema_top1"])
+    assert row["ema_top1"] != row["top1"]
     # another process goes on, and shows what it has seen itself
     again = Report()
     best = run.best
@@ -321,7 +330,8 @@ def test_pictures_are_small():
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PROBE = """<script>
 addEventListener("load", () => {
-  const table = [...document.querySelectorAll("table.sortable")][0];
+  const part = [...document.querySelectorAll("section")].find(one => one.innerText.startsWith("Class by class"));
+  const table = part.querySelector("table");
   const column = () => [...table.tBodies[0].rows].map(row => row.cells[1].textContent).join(",");
   const before = column();
   table.tHead.rows[0].cells[1].click();

@@ -30,8 +30,8 @@ class Report(Callback):
     def __init__(self) -> None:
         self.shown: Judged | None = None
         self.fresh: Judged | None = None
-        self.turn: int | None = None
         self.turns = self.pictures = 0
+        self.step = math.inf
         self.first_batch = self.details = ""
 
     def on_start(self, run: Run) -> None:
@@ -41,8 +41,9 @@ class Report(Callback):
         self.pictures = int(run.loss_count) * run.world.size  # so far in this epoch
 
     def on_eval_batch(self, run: Run, batch: Batch, outputs: Tensor) -> None:
-        if self.turn != run.eval_loader.epoch:  # the validation set is gone through once more
-            self.turn, self.turns = run.eval_loader.epoch, self.turns + 1
+        if run.eval_loader.step <= self.step:  # the validation set is gone through once more
+            self.turns += 1
+        self.step = run.eval_loader.step
         # the model comes first and its average second; kept is the one that the deciding metric is of
         if self.turns == (2 if run.task.metric.startswith("ema_") else 1):
             if self.fresh is None:
@@ -54,7 +55,7 @@ class Report(Callback):
         if self.fresh is not None and (self.shown is None or self.shown.epoch != best or row["epoch"] == best):
             self.shown = self.fresh
             self.details = scores(run, self.shown) + mistakes(run, self.shown)
-        self.fresh, self.turns = None, 0
+        self.fresh, self.turns, self.step = None, 0, math.inf
         self.write(run)
 
     def on_end(self, run: Run) -> None:

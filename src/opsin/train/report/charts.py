@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from opsin.train.report.page import number, percent, text
 
-__all__ = ["Series", "heat_map", "line_chart", "reliability", "scatter"]
+__all__ = ["Series", "heat_map", "histogram", "line_chart", "reliability", "scatter"]
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34
@@ -72,14 +72,15 @@ def ticks(low: float, high: float, most: int = 5, *, whole: bool = False) -> lis
 
 
 def _short(value: float) -> str:
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
+    if value and (abs(value) < 0.01 or abs(value) >= 1e5):
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.6g}"
 
 
-def line_chart(lines: Sequence[Series], *, x_name: str, floor: float | None = None) -> str:
-    """Lines over a common axis, with a legend. `floor` is a value that the axis must reach down to."""
+def line_chart(lines: Sequence[Series], *, x_name: str, floor: float | None = None, mark: float | None = None) -> str:
+    """Lines over a common axis, with a legend. `floor` is a value that the axis must reach down to, `mark` the place of
+    the best."""
     lines = [thinned(line) for line in lines]
     lines = [line for line in lines if line.xs]
     if not lines:
@@ -89,7 +90,7 @@ def line_chart(lines: Sequence[Series], *, x_name: str, floor: float | None = No
     low = min(low, floor) if floor is not None else low
     pad = (high - low) * 0.05
     frame = Frame((min(xs), max(xs)), (low if floor is not None else low - pad, high + pad))
-    drawn = []
+    drawn = [] if mark is None else [f'<path class="rule" d="M{frame.at(mark, 0)[0]} {TOP}V{HEIGHT - BOTTOM}"/>']
     for line in lines:
         points = [frame.at(x, y) for x, y in zip(line.xs, line.ys, strict=True)]
         path = " ".join(f"{x},{y}" for x, y in points)
@@ -129,18 +130,27 @@ def _svg(content: str, width: int = WIDTH, height: int = HEIGHT, *, style: str =
 
 
 def reliability(bins: Sequence[tuple[float, float, int]], *, x_name: str) -> str:
-    """Calibration: the share that is right over the confidence, beside the diagonal; bars' strength is their count."""
-    frame, most = Frame((0, 1), (0, 1)), max(count for _, _, count in bins)
-    bars = []
+    """Calibration: the share that is right over the confidence; what is missing to the diagonal in another colour."""
+    frame, bars = Frame((0, 1), (0, 1)), []
     for confidence, right, count in bins:
         x, y = frame.at(confidence, right)
         floor, ideal = frame.at(0, 0)[1], frame.at(0, confidence)[1]
         said = f"confidence {percent(confidence)}, right {percent(right)}: {number(count)}"
-        bars.append(
-            f'<g opacity="{0.25 + 0.75 * math.sqrt(count / most):.2f}"><title>{said}</title>'
-            f"{_box('bar', x - 7, y, 14, floor - y)}{_box('gap', x - 7, min(y, ideal), 14, abs(y - ideal))}</g>"
-        )
+        bars.append(f"<g><title>{said}</title>{_box('bar', x - 7, y, 14, floor - y)}")
+        bars.append(f"{_box('gap', x - 7, ideal, 14, y - ideal) if ideal < y else ''}</g>")
     return _svg(frame.axes(x_name) + "".join(bars) + _diagonal(frame))
+
+
+def histogram(bins: Sequence[tuple[float, float, int]], *, x_name: str) -> str:
+    """How many have which confidence, right ones and wrong ones on each other."""
+    frame, bars = Frame((0, 1), (0, max(count for *_, count in bins))), []
+    for confidence, right, count in bins:
+        x, top = frame.at(confidence, count)
+        floor, middle = frame.at(0, 0)[1], frame.at(0, count * right)[1]
+        said = f"confidence {percent(confidence)}: {number(count)}, of them right {number(round(count * right))}"
+        bars.append(f"<g><title>{said}</title>{_box('bar', x - 7, middle, 14, floor - middle)}")
+        bars.append(f"{_box('gap', x - 7, top, 14, middle - top)}</g>")
+    return _svg(frame.axes(x_name) + "".join(bars))
 
 
 def _box(kind: str, x: float, y: float, width: float, height: float, opacity: float = 1.0) -> str:
@@ -169,7 +179,7 @@ def heat_map(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     short = [name if len(name) <= LABEL else name[: LABEL - 1] + "…" for name in names]
     long = 7 * max(map(len, short))
     upright = long > cell  # names above the columns that do not fit across
-    left, top = 24 + long, 30 + long if upright else 40
+    left, top = max(24 + long, 46), 30 + long if upright else 40
     parts = [
         f'<text class="name" x="{left + len(names) * cell}" y="12" text-anchor="end">said →</text>',
         f'<text class="name" x="{left - 6}" y="{top - 8}" text-anchor="end">true ↓</text>',
@@ -183,7 +193,8 @@ def heat_map(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
             about = f"{names[i]} taken for {names[j]}: {count} of {sum(row)}"
             parts.append(_cell(left + j * cell, top + i * cell, cell, count, sum(row), i == j, about))
     width, height = left + len(names) * cell, top + len(names) * cell
-    return f'<div class="scroll">{_svg("".join(parts), width, height, style=f"width:{width}px")}</div>'
+    style = f"width:{width}px;max-width:100%;min-width:{left + 22 * len(names)}px"  # on phones smaller, to a point
+    return f'<div class="scroll">{_svg("".join(parts), width, height, style=style)}</div>'
 
 
 def _cell(x: float, y: float, side: int, count: int, total: int, right: bool, about: str) -> str:

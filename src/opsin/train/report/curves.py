@@ -25,26 +25,25 @@ def curves(run: Run) -> str:
         column(rows, "train_loss", "training", "train"),
         *judged(rows, "loss", "validation"),
     ]
+    best = run.best[0] + 1.0 if run.best else None
     main = run.task.metric.removeprefix("ema_")
     rate = Series("learning rate", done, [row["lr"] for row in steps], "rate")
     if len(steps) < 2:
         rate = column(rows, "lr", "learning rate", "rate")
     ends = [0.0, *(row["seconds"] for row in rows)]
     spent = [end - begin for begin, end in pairwise(ends)]
-    cards = [card("Loss", line_chart(loss, x_name=X))]
+    time = Series("seconds", places(rows), spent, "rate")
+    cards = [card("Loss", line_chart(loss, x_name=X, mark=best))]
     if main != "loss":
-        cards.append(card(text(main), line_chart(judged(rows, main, "validation"), x_name=X)))
-    cards += [
-        card("Learning rate", line_chart([rate], x_name=X, floor=0.0)),
-        card(
-            "Seconds of training an epoch",
-            line_chart([Series("seconds", places(rows), spent, "rate")], x_name=X, floor=0.0),
-        ),
-    ]
+        cards.append(card(text(main), line_chart(judged(rows, main, "validation"), x_name=X, mark=best)))
+    cards.append(card("Learning rate", line_chart([rate], x_name=X, floor=0.0)))
     names = dict.fromkeys(n.removeprefix("ema_") for row in rows for n in row)
-    more = [card(text(n), line_chart(judged(rows, n, n), x_name=X)) for n in names if n not in (*ALONE, main)]
+    more = [card("Seconds of training an epoch", line_chart([time], x_name=X, floor=0.0))]
+    more += [
+        card(text(n), line_chart(judged(rows, n, n), x_name=X, mark=best)) for n in names if n not in (*ALONE, main)
+    ]
     opened = section("Course", f'<div class="cards">{"".join(cards)}</div>')
-    return opened + (section("All scores", f'<div class="cards">{"".join(more)}</div>', closed=True) if more else "")
+    return opened + section("Time and all scores", f'<div class="cards">{"".join(more)}</div>', closed=True)
 
 
 def places(rows: list[dict[str, Any]]) -> list[float]:

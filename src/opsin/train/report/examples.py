@@ -13,7 +13,7 @@ from opsin.data.readers import Reader
 from opsin.errors import ImageError
 from opsin.train.loop import Run
 from opsin.train.report.judged import Judged, Mistake
-from opsin.train.report.page import number, percent, picture, section, text
+from opsin.train.report.page import name, number, percent, picture, section, text
 from opsin.train.report.scores import class_name
 from opsin.train.task import Task
 
@@ -27,19 +27,23 @@ def mistakes(run: Run, judged: Judged) -> str:
     """The pictures with the greatest losses, among those that are wrong."""
     cards = [_mistake(run, one) for one in judged.worst()]
     content = f'<div class="pictures">{"".join(cards)}</div>' if cards else "<p>There are none.</p>"
-    return section("Worst mistakes", content, note="Those with the greatest loss first.")
+    return section(
+        "Worst mistakes",
+        content,
+        note="Those with the greatest loss first: what is true, and in red what was said instead.",
+    )
 
 
 def _mistake(run: Run, one: Mistake) -> str:
     reader = run.eval_loader.dataset.reader
-    name = reader.name(one.index) if isinstance(reader, Reader) and one.index >= 0 else ""
+    file = reader.name(one.sample) if isinstance(reader, Reader) and one.sample >= 0 else ""
     try:
-        image = picture(_pixels(reader, one, run.eval_loader.preprocess), name)
+        image = picture(_pixels(reader, one, run.eval_loader.preprocess), file)
     except ImageError as error:  # it was there when it was judged
         image = f'<p class="note">{text(error)}</p>'
     true, *lines = _told(run.task, one)
     said = "".join(f"<small>{line}</small>" for line in lines)
-    short = f'<small class="file" title="{text(name)}">{text(name.rpartition("/")[2])}</small>' if name else ""
+    short = f'<small class="file" title="{text(file)}">{text(file.rpartition("/")[2])}</small>' if file else ""
     return f'<figure>{image}<figcaption><b title="true">{true}</b>{said}{short}</figcaption></figure>'
 
 
@@ -47,35 +51,29 @@ def _pixels(reader: Any, one: Mistake, preprocess: Preprocess | None) -> np.ndar
     """uint8 (H, W, C): as it is stored, or as it was judged where a stream cannot be asked again."""
     if one.pixels is not None:
         return seen(one.pixels[None], preprocess)[0]
-    image = reader[one.index].image
+    image = reader[one.sample].image
     return image if isinstance(image, np.ndarray) and image.ndim == 3 else np.asarray(open_image(image))
 
 
 def _told(task: Task, one: Mistake) -> list[str]:
     """What is true, and lines of what was said instead."""
-    names = task.classes or ()
-    output = torch.from_numpy(one.output)
+    output, target = torch.from_numpy(one.output), torch.from_numpy(np.asarray(one.target))
     if task.kind == "regression":
-        target = torch.from_numpy(np.asarray(one.target))
-        said, true = (task.scale.inverse(v) if task.scale else v for v in (output[None], target[None]))
-        return [_numbers(true[0]), f"said <em>{_numbers(said[0])}</em>"]
-    shares = output.softmax(0) if task.kind == "single" else output.sigmoid()
-    best = shares.topk(min(GUESSES, len(shares))).indices.tolist()
+        said, true = (task.in_units(values[None])[0] for values in (output, target))
+        return [_numbers(true), f"<em>{_numbers(said)}</em>"]
+    names = task.classes or ()
     if task.kind == "single":
-        true = [int(one.target)]
-        best = [i for i in best if shares[i] >= LEAST or i == best[0]]
-    else:
-        true = np.flatnonzero(np.asarray(one.target) > 0.5).tolist()
-        best = [i for i in range(len(names)) if (shares[i] > 0.5) != (i in true)] or best
-        best = sorted(best, key=lambda i: -abs(float(shares[i]) - (i in true)))[:GUESSES]
-    said = [
-        f"{'<em>' if i not in true else ''}{text(class_name(names, i))}{'</em>' if i not in true else ''} "
-        f"{percent(float(shares[i]))}"
-        for i in best
-    ]
-    if task.kind == "single" and true[0] not in best:
-        said.append(f"{text(class_name(names, true[0]))} {percent(float(shares[true[0]]))}")
-    return [", ".join(text(class_name(names, i)) for i in true) or "no label", *said]
+        right, shares = [int(target)], output.softmax(0).tolist()
+        best = sorted(range(len(shares)), key=lambda i: -shares[i])[:GUESSES]
+        shown = [i for i in best if shares[i] >= LEAST or i == best[0]]
+        shown += [i for i in right if i not in shown]
+    else:  # the labels that are wrong, the most wrong first
+        right, shares = torch.nonzero(target > 0.5).flatten().tolist(), output.sigmoid().tolist()
+        off = {i: abs(share - (i in right)) for i, share in enumerate(shares)}
+        shown = sorted((i for i in off if off[i] > 0.5), key=lambda i: -off[i])[:GUESSES]
+    lines = [f"{name(class_name(names, i))} {percent(shares[i])}" for i in shown]
+    lines = [line if i in right else f"<em>{line}</em>" for i, line in zip(shown, lines, strict=True)]
+    return [", ".join(name(class_name(names, i)) for i in right) or "no label", *lines]
 
 
 def _numbers(values: Tensor) -> str:
@@ -102,20 +100,21 @@ def samples(task: Task, batch: Batch | None, preprocess: Preprocess | None) -> s
     cards = []
     for i in order:
         label = describe(task, batch.targets[i])
-        cards.append(f"<figure>{picture(pixels[i], label)}<figcaption><b>{text(label)}</b></figcaption></figure>")
+        lines = "<br>".join(map(name, label))
+        cards.append(f"<figure>{picture(pixels[i], ', '.join(label))}<figcaption>{lines}</figcaption></figure>")
     return section("What training sees", f'<div class="pictures small">{"".join(cards)}</div>',
                    note="The first pictures of an epoch, augmented.")  # fmt: skip
 
 
-def describe(task: Task, target: Tensor) -> str:
-    """A target for people: a class, several, the shares of mixed ones, or numbers."""
+def describe(task: Task, target: Tensor) -> list[str]:
+    """A target in lines for people: a class, several, the shares of mixed ones, or numbers."""
     if task.kind == "regression":
-        return _numbers(target.reshape(-1))
+        return [_numbers(target.reshape(-1))]
     names = task.classes or ()
     if target.ndim == 0:
-        return class_name(names, int(target))
+        return [class_name(names, int(target))]
     shares = target.tolist()
-    if all(share in (0, 1) for share in shares):
-        return ", ".join(class_name(names, i) for i, share in enumerate(shares) if share) or "no label"
-    found = sorted((i for i, share in enumerate(shares) if share > LEAST), key=lambda i: -shares[i])[:GUESSES]
-    return ", ".join(f"{class_name(names, i)} {percent(shares[i], 0)}" for i in found)
+    found = sorted((i for i, share in enumerate(shares) if share > LEAST), key=lambda i: -shares[i])
+    if len(found) <= 1 or all(share in (0, 1) for share in shares):
+        return [class_name(names, i) for i in found] or ["no label"]
+    return [f"{class_name(names, i)} {percent(shares[i], 0)}" for i in found[:GUESSES]]

@@ -18,12 +18,12 @@ WORST = 24
 
 
 class Mistake(NamedTuple):
-    """`number` counts the pictures of the validation, so no two mistakes are alike. `pixels` (C, H, W), normalised, is
-    kept of streams alone, where `index` is -1."""
+    """`number` counts the pictures of the validation, so no two mistakes are alike. `sample` is the index in the
+    dataset; of a stream it is -1, and `pixels` (C, H, W), normalised, are kept."""
 
     loss: float
     number: int
-    index: int
+    sample: int
     output: np.ndarray
     target: Any
     pixels: Tensor | None
@@ -32,8 +32,8 @@ class Mistake(NamedTuple):
 class ClassRow(NamedTuple):
     """Scores of one class; `ap` is None of a single label and where no picture has the class."""
 
-    index: int
-    count: int
+    label: int
+    pictures: int
     precision: float
     recall: float
     f1: float
@@ -78,10 +78,7 @@ class Judged:
         return losses, ((outputs > 0) != truth).any(1)
 
     def _regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.task.scale
-        self._keep(
-            truth=scale.inverse(targets) if scale else targets, said=scale.inverse(outputs) if scale else outputs
-        )
+        self._keep(truth=self.task.in_units(targets), said=self.task.in_units(outputs))
         losses = (outputs - targets).abs().mean(1)
         return losses, losses > 0
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["card", "duration", "number", "page", "percent", "picture", "section", "table", "text"]
+__all__ = ["card", "duration", "name", "number", "page", "percent", "picture", "section", "table", "text"]
 
 SIDE = 160  # pixels of a picture's longer side
 TINY = 48  # up to here a picture is kept as it is, and drawn with square pixels
@@ -26,11 +26,16 @@ def text(value: Any) -> str:
     return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", valid))
 
 
+def name(value: Any) -> str:
+    """A name among other words, whichever way it is written: it does not turn what stands after it."""
+    return f"<bdi>{text(value)}</bdi>"
+
+
 def number(value: float) -> str:
     """For people: four digits, and a space between thousands."""
     if not math.isfinite(value):
         return str(value)
-    if isinstance(value, int) or abs(value) >= 1000:
+    if isinstance(value, int) or 1000 <= abs(value) < 1e15:
         return f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.4g}"
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from opsin.train.loop import Run
-from opsin.train.report.charts import heat_map, reliability, scatter
+from opsin.train.report.charts import heat_map, histogram, reliability, scatter
 from opsin.train.report.judged import ClassRow, Judged
-from opsin.train.report.page import card, number, percent, section, table, text
+from opsin.train.report.page import card, name, number, percent, section, table
 
 __all__ = ["class_name", "scores"]
 
@@ -36,25 +36,28 @@ def whence(run: Run, judged: Judged) -> str:
 
 
 def confusions(run: Run, judged: Judged, names: tuple[str, ...]) -> str:
+    """The matrix where it can be drawn, and the pairs that are confused most."""
     true, said, counts = judged.confusions()
-    if len(names) <= MAPPED:
-        cells = np.zeros((len(names), len(names)), dtype=np.int64)
-        cells[true, said] = counts
-        content = heat_map([class_name(names, i) for i in range(len(names))], cells.tolist())
-        note = " A cell's colour is its share of the row; that of mistakes begins stronger."
-        return section("Confusion matrix", content, note=whence(run, judged) + note)
-    totals = np.bincount(true, counts, minlength=len(names))
-    wrong = np.flatnonzero(true != said)
+    pairs = confused(names, true, said, counts)
+    if len(names) > MAPPED:
+        return section("Most confused", pairs, note=whence(run, judged))
+    cells = np.zeros((len(names), len(names)), dtype=np.int64)
+    cells[true, said] = counts
+    drawn = heat_map([class_name(names, i) for i in range(len(names))], cells.tolist())
+    note = f"{whence(run, judged)} A cell's colour is its share of the row; that of mistakes begins stronger."
+    return section("Confusion matrix", f'<div class="beside"><div class="card">{drawn}</div>{pairs}</div>', note=note)
+
+
+def confused(names: tuple[str, ...], true: np.ndarray, said: np.ndarray, counts: np.ndarray) -> str:
+    """A table of mistakes, the most frequent ones first; nothing where there are none."""
+    totals, wrong = np.bincount(true, counts, minlength=len(names)), np.flatnonzero(true != said)
     order = wrong[np.argsort(-counts[wrong], kind="stable")][:PAIRS]
     rows = [
-        (text(class_name(names, true[i])), text(class_name(names, said[i])), number(int(counts[i])),
+        (name(class_name(names, true[i])), name(class_name(names, said[i])), number(int(counts[i])),
          bar(counts[i] / totals[true[i]], "bad"))
         for i in order
     ]  # fmt: skip
-    if not rows:
-        return ""
-    heads = ("true", "said", "pictures", "of the class")
-    return section("Most confused", table(heads, rows, sortable=True, numeric=(2, 3)), note=whence(run, judged))
+    return table(("true", "said", "pictures", "of the class"), rows, sortable=True, numeric=(2, 3)) if rows else ""
 
 
 def bar(share: float, kind: str = "") -> str:
@@ -68,10 +71,10 @@ def classes(run: Run, judged: Judged, names: tuple[str, ...]) -> str:
     found = judged.classes()
 
     def worth(row: ClassRow) -> tuple[bool, float]:
-        return row.count == 0, (row.ap or 0.0) if several else row.f1
+        return row.pictures == 0, (row.ap or 0.0) if several else row.f1
 
     rows = [
-        (text(class_name(names, row.index)), number(row.count), bar(row.precision), bar(row.recall), bar(row.f1),
+        (name(class_name(names, row.label)), number(row.pictures), bar(row.precision), bar(row.recall), bar(row.f1),
          *((bar(row.ap) if row.ap is not None else '<td class="n" data-v="-1">–</td>',) if several else ()))
         for row in sorted(found, key=worth)[:ROWS]
     ]  # fmt: skip
@@ -92,11 +95,17 @@ def calibration(run: Run, judged: Judged) -> str:
     several = run.task.kind == "multi"
     what = "Share of labels that are true" if several else "Share of pictures that are right"
     note = (
-        f"On average confidence and truth are {percent(error)} apart. Bars that end at the line mean what they say; "
-        "below it the model is too sure. Fainter ones stand for fewer."
+        f"On average confidence and truth are {percent(error)} apart. A bar that ends at the line means what it says; "
+        "where it ends below, the model is too sure."
     )
-    drawn = reliability(bins, x_name="confidence")
-    return section("Calibration", f'<div class="cards one">{card(what, drawn)}</div>', note=note)
+    parts = (
+        card(what, reliability(bins, x_name="confidence")),
+        card(
+            "Labels, true and not true" if several else "Pictures, right and wrong",
+            histogram(bins, x_name="confidence"),
+        ),
+    )
+    return section("Calibration", f'<div class="cards">{"".join(parts)}</div>', note=note)
 
 
 def regression(run: Run, judged: Judged) -> str:
@@ -113,4 +122,4 @@ def regression(run: Run, judged: Judged) -> str:
         if len(finite):
             title = f"Predicted over true, value {k}" if truth.shape[1] > 1 else "Predicted over true"
             plots.append(card(title, scatter(truth[finite, k].tolist(), said[finite, k].tolist(), x_name="true"), note))
-    return section("Predictions", f'<div class="cards one">{"".join(plots)}</div>', note=whence(run, judged))
+    return section("Predictions", f'<div class="cards">{"".join(plots)}</div>', note=whence(run, judged))

@@ -34,13 +34,13 @@ def headline(run: Run, pictures: int) -> str:
         rate = number(round(pictures / per_epoch)) if per_epoch else "?"
         tiles.append((rate, "pictures a second", f"{number(pictures)} an epoch", ""))
     params = sum(p.numel() for p in run.model.parameters())
-    tiles.append((f"{params / 1e6:.3g} M", "parameters", text(_device(run)), ""))
+    tiles.append((short(params), "parameters", text(_device(run)), ""))
     boxes = "".join(
         f'<div class="tile {kind}"><b>{value}</b><span>{text(what)}</span><small>{more}</small></div>'
         for value, what, more, kind in tiles
     )
     classes = f", {number(run.task.outputs)} classes" if run.task.classes else ""
-    kind = {"single": "one label a picture", "multi": "several labels a picture", "regression": "numbers"}[
+    kind = {"single": "one label a picture", "multi": "several labels a picture", "regression": "regression"}[
         run.task.kind
     ]
     return (
@@ -48,6 +48,12 @@ def headline(run: Run, pictures: int) -> str:
         f'<p class="sub">on <b>{text(run.config.data.data)}</b>: {kind}{classes}</p>'
         f'<div class="tiles">{boxes}</div></header>\n'
     )
+
+
+def short(count: int) -> str:
+    """A great number in three digits."""
+    size, unit = next((s, u) for s, u in ((1e9, " G"), (1e6, " M"), (1e3, " k"), (1, "")) if count >= s or s == 1)
+    return f"{count / size:.3g}{unit}"
 
 
 def _device(run: Run) -> str:
