@@ -17,13 +17,16 @@ from opsin.data.augment.mix import Mix
 from opsin.data.dataset import create_dataset
 from opsin.data.loader import create_loader
 from opsin.data.preprocess import Preprocess
-from opsin.data.readers import Relabelled, Tuples, open_reader
+from opsin.data.readers import Relabelled, StreamReader, Tuples, open_reader
 from opsin.data.transforms import EvalTransform, TrainTransform
+from opsin.errors import ImageError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import from_dict
 from opsin.train.distributed import World
 from opsin.train.report import Report
+from opsin.train.report.callback import first_pictures
 from opsin.train.report.charts import Series, line_chart, thinned, ticks
+from opsin.train.report.examples import mistakes, samples, seen
 from opsin.train.report.page import duration, number, picture, text
 from opsin.train.task import Task
 
@@ -279,6 +282,61 @@ def test_the_report_follows_the_run(tmp_path):
     # a run that has ended keeps its report
     run.best = best
     assert go(run, Report(), ema=True) == second
+
+
+class Stream(StreamReader):
+    """Digits that cannot be asked for by number."""
+
+    def __init__(self, reader):
+        self.reader, self.classes, self.length = reader, reader.classes, len(reader)
+
+    def stream(self, *, epoch=0, part=0, parts=1, shuffle=False, seed=0):
+        return (self.reader[i] for i in range(part, self.length, parts))
+
+
+def test_streams(tmp_path):
+    run = make_run(tmp_path, epochs=1)
+    reader = Stream(readers("single")[1])
+    shared = {"batch_size": 48, "preprocess": FIT, "num_workers": 0}
+    run.eval_loader = create_loader(create_dataset(reader, transform=EvalTransform(FIT)), **shared)
+    run.train_loader = create_loader(create_dataset(reader, transform=TrainTransform((16, 16))), **shared)
+    report = Report()
+    page = Page(go(run, report))
+    assert page.count("img") == 48
+    one = report.shown.worst()[0]
+    assert one.sample == -1
+    shown = seen(one.pixels[None], FIT)[0]
+    transform, rng = EvalTransform(FIT), np.random.default_rng(0)
+    images = (transform(record.image, rng=rng) for record in reader.stream())
+    assert any(np.array_equal(shown, image.permute(1, 2, 0)) for image in images)
+
+
+def test_a_picture_that_went_away(tmp_path, monkeypatch):
+    run = make_run(tmp_path, epochs=1)
+    report = Report()
+    go(run, report)
+
+    def gone(self, index):
+        raise ImageError(f"<{self.name(index)}> is gone")
+
+    monkeypatch.setattr(type(run.eval_loader.dataset.reader), "__getitem__", gone)
+    page = Page(mistakes(run, report.shown))
+    assert page.count("img") == 0
+    assert sum(one.endswith("> is gone") for one in page.said) == 24
+
+
+def test_versions_of_a_picture_stand_side_by_side(tmp_path):
+    run = make_run(tmp_path, augment={"aug_splits": 3})
+    run.train_loader = create_loader(
+        create_dataset(readers("single")[0], transform=TrainTransform((16, 16), num_aug_splits=3)),
+        batch_size=48, preprocess=FIT, num_workers=0, shuffle=True,
+    )  # fmt: skip
+    batch = first_pictures(run)
+    assert len(batch.images) == 24
+    section = samples(run.task, batch, FIT)
+    labels = re.findall(r"<bdi>(\d)</bdi>", section)
+    names = [run.task.classes[int(target)] for target in batch.targets[:8]]
+    assert labels == [name for name in names for _ in range(3)]
 
 
 def test_the_loader_is_left_where_it_stands(tmp_path):

@@ -71,9 +71,15 @@ def _told(task: Task, one: Mistake) -> list[str]:
         right, shares = torch.nonzero(target > 0.5).flatten().tolist(), output.sigmoid().tolist()
         off = {i: abs(share - (i in right)) for i, share in enumerate(shares)}
         shown = sorted((i for i in off if off[i] > 0.5), key=lambda i: -off[i])[:GUESSES]
-    lines = [f"{name(class_name(names, i))} {percent(shares[i])}" for i in shown]
-    lines = [line if i in right else f"<em>{line}</em>" for i, line in zip(shown, lines, strict=True)]
+    red = {i for i in shown if i not in right and (task.kind == "multi" or i == shown[0])}
+    lines = [share(class_name(names, i), shares[i], wrong=i in red) for i in shown]
     return [", ".join(name(class_name(names, i)) for i in right) or "no label", *lines]
+
+
+def share(label: str, value: float, *, wrong: bool = False) -> str:
+    """A label with its share or confidence at the other end of the line."""
+    shown = f"<em>{name(label)}</em>" if wrong else name(label)
+    return f'<span class="share">{shown}<i>{percent(value)}</i></span>'
 
 
 def _numbers(values: Tensor) -> str:
@@ -99,22 +105,19 @@ def samples(task: Task, batch: Batch | None, preprocess: Preprocess | None) -> s
     pixels = seen(batch.images, preprocess)
     cards = []
     for i in order:
-        label = describe(task, batch.targets[i])
-        lines = "<br>".join(map(name, label))
-        cards.append(f"<figure>{picture(pixels[i], ', '.join(label))}<figcaption>{lines}</figcaption></figure>")
+        lines = describe(task, batch.targets[i])
+        cards.append(f"<figure>{picture(pixels[i], '')}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
     return section("What training sees", f'<div class="pictures small">{"".join(cards)}</div>',
                    note="The first pictures of an epoch, augmented.")  # fmt: skip
 
 
 def describe(task: Task, target: Tensor) -> list[str]:
-    """A target in lines for people: a class, several, the shares of mixed ones, or numbers."""
+    """A target in lines of HTML: a class, several, the shares of mixed ones, or numbers."""
     if task.kind == "regression":
         return [_numbers(target.reshape(-1))]
     names = task.classes or ()
-    if target.ndim == 0:
-        return [class_name(names, int(target))]
-    shares = target.tolist()
-    found = sorted((i for i, share in enumerate(shares) if share > LEAST), key=lambda i: -shares[i])
-    if len(found) <= 1 or all(share in (0, 1) for share in shares):
-        return [class_name(names, i) for i in found] or ["no label"]
-    return [f"{class_name(names, i)} {percent(shares[i], 0)}" for i in found[:GUESSES]]
+    shares = {int(target): 1.0} if target.ndim == 0 else dict(enumerate(target.tolist()))
+    found = sorted((i for i in shares if shares[i] > LEAST), key=lambda i: -shares[i])
+    if len(found) <= 1 or all(value in (0, 1) for value in shares.values()):
+        return [name(class_name(names, i)) for i in found] or ["no label"]
+    return ["".join(share(class_name(names, i), shares[i]) for i in found[:GUESSES])]

@@ -96,7 +96,7 @@ def calibration(run: Run, judged: Judged) -> str:
     what = "Share of labels that are true" if several else "Share of pictures that are right"
     note = (
         f"On average confidence and truth are {percent(error)} apart. A bar that ends at the line means what it says; "
-        "where it ends below, the model is too sure."
+        "below it the model is too sure, above it not sure enough."
     )
     parts = (
         card(what, reliability(bins, x_name="confidence")),

@@ -10,7 +10,7 @@ from opsin.train.report.page import duration, number, percent, section, table, t
 
 __all__ = ["headline", "score", "settings", "skipped"]
 
-PLAIN = ("loss", "mae", "rmse", "r2")  # the other scores are shares of 1
+PLAIN = ("loss", "train_loss", "mae", "rmse", "r2")  # the other scores are shares of 1
 LISTED = 200  # pictures that could not be read
 
 
