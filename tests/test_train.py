@@ -294,7 +294,7 @@ def test_freezing_and_setting_free(photos, tmp_path):
             seen.append(sum(p.requires_grad for p in run.model.parameters()))
 
     config = settings(photos, tmp_path, model={"freeze": -1, "unfreeze_epochs": 1}, schedule={"epochs": 4})
-    _, run = train(config, callbacks=[Watch()])
+    train(config, callbacks=[Watch()])
     assert seen == sorted(seen)
     assert seen[0] == 2
     assert seen[-1] > seen[1] > 2

@@ -24,6 +24,7 @@ def train(args: Sequence[str]) -> int:
     from opsin.train.distributed import connect
     from opsin.train.loop import fit
     from opsin.train.progress import Terminal
+    from opsin.train.report import Report
 
     with connect(config.run.device) as world:
         if dry:
@@ -31,7 +32,7 @@ def train(args: Sequence[str]) -> int:
 
             return dry_run(config, world)
         terminal = Terminal()
-        run = build_run(config, world, callbacks=[terminal])
+        run = build_run(config, world, callbacks=[terminal, Report()])
         try:
             fit(run)
         finally:

@@ -7,7 +7,7 @@ can do: see `Callback`.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from opsin.data.loader import Batch, Loader
 from opsin.errors import OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import TrainConfig
-from opsin.train.distributed import World, get_random_state, set_random_state
+from opsin.train.distributed import World, get_random_state, local, set_random_state
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze, frozen_stages
 from opsin.train.signals import Stop
@@ -111,6 +111,11 @@ class Run:
     def updates_per_epoch(self) -> int:
         return math.ceil(len(self.train_loader) / self.accumulate)
 
+    @property
+    def lr(self) -> float:
+        """The rate of the last update, without the scales of its groups."""
+        return self.scheduler.lr_at(max(self.update - 1, 0))
+
     def tell(self, event: str, *values: Any) -> None:
         if self.world.first:
             for callback in self.callbacks:
@@ -143,7 +148,7 @@ class Run:
         for i, batch in enumerate(batches):
             share = len(batch.images) / total
             last = i == len(batches) - 1
-            with nullcontext() if last or self.forward is self.model else self.forward.no_sync():  # type: ignore[operator]
+            with nullcontext() if last else getattr(self.forward, "no_sync", nullcontext)():
                 loss = self.loss_of(batch) * share
                 value = loss.item()
                 if not math.isfinite(value):
@@ -171,10 +176,9 @@ class Run:
         """Keep what led to a loss that is no number, and stop."""
         path = self.directory.path / f"failed-update-{self.update}-rank-{self.world.rank}.pt"
         content = {"images": batch.images, "targets": batch.targets, "indices": batch.indices}
-        torch.save({**content, "model": self.model.state_dict(), "update": self.update}, path)
-        lr = self.optimizer.param_groups[0]["lr"]
+        torch.save({**content, "model": local(self.model.state_dict()), "update": self.update}, path)
         raise OpsinError(
-            f"the loss became {loss} in update {self.update} (epoch {self.epoch}, lr {lr:.2e}). The batch and the "
+            f"the loss became {loss} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). The batch and the "
             f"weights before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
         )
 
@@ -182,9 +186,7 @@ class Run:
         self.update += 1
         every = self.config.run.log_every
         if self.world.first and self.update % every == 0:
-            lr = self.optimizer.param_groups[0]["lr"]
-            row = {"update": self.update - 1, "epoch": self.epoch, "loss": loss, "lr": lr}
-            self.directory.add_log(row)
+            self.directory.add_log({"update": self.update - 1, "epoch": self.epoch, "loss": loss, "lr": self.lr})
         self.tell("on_update", loss)
         if self.world.size > 1 and self.update % every:
             return  # ranks agree on what follows only now and then: it takes a message
@@ -200,16 +202,27 @@ class Run:
         """Scores on the validation set, of the average too."""
         self.seconds += time.perf_counter() - self.clock
         totals = self.world.sum(torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64)).tolist()
-        row = {"epoch": self.epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": totals[0] / totals[1]}
+        row = {"epoch": self.epoch, "lr": self.lr, "train_loss": totals[0] / totals[1]}
         row |= self.score(self.model)
         if self.ema is not None:
             row |= {f"ema_{name}": value for name, value in self.score(self.ema.average).items()}
         self.clock = time.perf_counter()
         return row | {"seconds": round(self.seconds, 2)}
 
-    @torch.inference_mode()
     def score(self, model: nn.Module) -> dict[str, float]:
         """Loss and metrics over the whole validation set, on all ranks together."""
+        with self.gathered(model), torch.inference_mode():
+            return self._score(model)
+
+    def gathered(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Ranks need not keep step while they have a sharded model whole; any other model is so always."""
+        if not self.config.run.fsdp:
+            return nullcontext()
+        from opsin.train.sharded import gathered
+
+        return gathered(model)
+
+    def _score(self, model: nn.Module) -> dict[str, float]:
         self.average_batch_norm(model)
         model.eval()
         metrics, loss, count = self.task.metrics(), 0.0, 0
@@ -242,9 +255,9 @@ class Run:
         self.history.append(row)
         self.epoch += 1
         self.loss_sum = self.loss_count = 0.0
+        if better:
+            self.save_best()
         if self.world.first:
-            if better:
-                self.save_best()
             self.directory.write_history(self.history)
         self.save()
         self.tell("on_epoch", row)
@@ -271,27 +284,34 @@ class Run:
         """Write everything that the run needs to go on."""
         own = {"random": get_random_state(), "loader": self.train_loader.state_dict()}
         ranks = self.world.gather(own | {"loss": [self.loss_sum, self.loss_count]})
-        if self.world.first:
-            state = {
-                "world_size": self.world.size,
-                "epoch": self.epoch,
-                "update": self.update,
-                "seconds": self.seconds + time.perf_counter() - self.clock,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "ema": self.ema.state_dict() if self.ema else None,
-                "history": self.history,
-                "best": list(self.best) if self.best else None,
-                "ranks": ranks,
-            }
-            self.directory.save(state)
+        state = {
+            "world_size": self.world.size,
+            "epoch": self.epoch,
+            "update": self.update,
+            "seconds": self.seconds + time.perf_counter() - self.clock,
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "best": list(self.best) if self.best else None,
+            "ranks": ranks,
+        }
+        if self.config.run.fsdp:
+            from opsin.train import sharded
+
+            sharded.save(self, state)
+        elif self.world.first:
+            state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            self.directory.save(state | {"ema": self.ema.state_dict() if self.ema else None})
         self.saved_at = time.perf_counter()
 
     def resume(self) -> None:
-        """Go on where `last.pt` stands, if there is one."""
-        state = self.directory.load()
+        """Go on where the last checkpoint stands, if there is one."""
+        if self.config.run.fsdp:
+            from opsin.train import sharded
+
+            state = sharded.read(self.directory)
+        else:
+            state = self.directory.load()
         if state is None:
             return
         if state["world_size"] != self.world.size:
@@ -299,12 +319,15 @@ class Run:
                 f"the run in {self.directory.path} was made by {state['world_size']} processes and goes on with as "
                 f"many, not {self.world.size}"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.config.run.fsdp:
+            sharded.restore(self, state)
+        else:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
         self.epoch, self.update, self.seconds, self.history = (
             state["epoch"], state["update"], state["seconds"], state["history"],
         )  # fmt: skip

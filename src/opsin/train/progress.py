@@ -47,8 +47,7 @@ class Terminal(Callback):
         if self.bars is not None:
             done = run.update - run.epoch * run.updates_per_epoch
             rate = self.images / (time.perf_counter() - self.started)
-            lr = run.optimizer.param_groups[0]["lr"]
-            self.bars.update(self.steps, completed=done, said=f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s")
+            self.bars.update(self.steps, completed=done, said=f"loss {loss:.3f}  lr {run.lr:.1e}  {rate:.0f} images/s")
 
     def on_epoch(self, run: Run, row: dict[str, Any]) -> None:
         if self.bars is not None:
