@@ -19,7 +19,7 @@ from opsin.data.loader import create_loader
 from opsin.data.preprocess import Preprocess
 from opsin.data.readers import Relabelled, StreamReader, Tuples, open_reader
 from opsin.data.transforms import EvalTransform, TrainTransform
-from opsin.errors import ImageError
+from opsin.errors import ImageError, OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import from_dict
 from opsin.train.distributed import World
@@ -27,7 +27,9 @@ from opsin.train.report import Report
 from opsin.train.report.callback import first_pictures
 from opsin.train.report.charts import Series, line_chart, thinned, ticks
 from opsin.train.report.examples import mistakes, samples, seen
+from opsin.train.report.judged import Judged
 from opsin.train.report.page import duration, number, picture, text
+from opsin.train.report.scores import scores
 from opsin.train.task import Task
 
 FIT = Preprocess(
@@ -331,12 +333,39 @@ def test_versions_of_a_picture_stand_side_by_side(tmp_path):
         create_dataset(readers("single")[0], transform=TrainTransform((16, 16), num_aug_splits=3)),
         batch_size=48, preprocess=FIT, num_workers=0, shuffle=True,
     )  # fmt: skip
-    batch = first_pictures(run)
+    batch = first_pictures(run, 8)
     assert len(batch.images) == 24
-    section = samples(run.task, batch, FIT)
+    section = samples(run.task, batch, FIT, splits=3)
     labels = re.findall(r"<bdi>(\d)</bdi>", section)
     names = [run.task.classes[int(target)] for target in batch.targets[:8]]
     assert labels == [name for name in names for _ in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
+def test_outputs_that_are_no_numbers(tmp_path, kind):
+    run = make_run(tmp_path, kind, epochs=1)
+    go(run, Report())
+    judged = Judged(run.task, 0)
+    for batch in run.eval_loader:
+        judged.add(batch, torch.full((len(batch.images), run.task.outputs), float("nan")))
+    Page(scores(run, judged) + mistakes(run, judged))
+
+
+def test_a_full_disk_leaves_the_old_report(tmp_path, monkeypatch):
+    run = make_run(tmp_path, epochs=1)
+    report = Report()
+    old = go(run, report)
+
+    def full(path, content, **how):
+        path.write_bytes(content[:100].encode())
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "write_text", full)
+        with pytest.raises(OpsinError, match="No space left on device"):
+            report.on_end(run)
+    assert run.directory.report.read_text(encoding="utf-8") == old
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_the_loader_is_left_where_it_stands(tmp_path):

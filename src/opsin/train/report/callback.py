@@ -35,7 +35,9 @@ class Report(Callback):
         self.first_batch = self.details = ""
 
     def on_start(self, run: Run) -> None:
-        self.first_batch = samples(run.task, first_pictures(run), run.train_loader.preprocess)
+        splits = max(run.config.augment.aug_splits, 1)
+        batch = first_pictures(run, SAMPLES // splits)
+        self.first_batch = samples(run.task, batch, run.train_loader.preprocess, splits=splits)
 
     def on_update(self, run: Run, loss: float) -> None:
         self.pictures = int(run.loss_count) * run.world.size  # so far in this epoch
@@ -75,13 +77,12 @@ class Report(Callback):
             part.replace(path)
 
 
-def first_pictures(run: Run) -> Batch | None:
+def first_pictures(run: Run, count: int) -> Batch | None:
     """The first samples of an epoch as training gets them; None where none can be read. The run's loader stays put."""
     loader = run.train_loader
-    count = min(SAMPLES // max(run.config.augment.aug_splits, 1), loader.batch_size)
     order = loader.plan.order if loader.plan is not None else None
     own = create_loader(
-        loader.dataset, batch_size=count, preprocess=loader.preprocess, order=order,
+        loader.dataset, batch_size=min(count, loader.batch_size), preprocess=loader.preprocess, order=order,
         shuffle=order is None and loader.shuffle, seed=loader.seed, num_workers=0, erase=loader.erase, mix=loader.mix,
         sizes=loader.sizes, max_skips=math.inf,
     )  # fmt: skip

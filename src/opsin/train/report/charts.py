@@ -9,7 +9,7 @@ from opsin.train.report.page import number, percent, text
 
 __all__ = ["Series", "heat_map", "histogram", "line_chart", "reliability", "scatter"]
 
-WIDTH, HEIGHT = 360, 220
+WIDTH, HEIGHT = 360, 220  # these and the margins are in report.js as well
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34
 POINTS = 400  # of a line; more are drawn as means
 DOTS = 40  # up to so many points each gets a dot
@@ -34,9 +34,8 @@ class Frame:
     def at(self, x: float, y: float) -> tuple[float, float]:
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
-        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(
-            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1
-        )
+        place = LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return round(place[0], 1), round(place[1], 1)
 
     def axes(self, x_name: str, *, whole: bool = False) -> str:
         """Grid lines with their values."""

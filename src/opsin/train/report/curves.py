@@ -18,7 +18,7 @@ def curves(run: Run) -> str:
     """Loss, the score that decides, learning rate and time; the other scores come closed."""
     rows = run.history
     per_epoch = run.updates_per_epoch
-    steps = [row for row in run.directory.read_log() if row["update"] < rows[-1]["epoch"] * per_epoch + per_epoch]
+    steps = run.directory.read_log()
     done = [(row["update"] + 1) / per_epoch for row in steps]
     loss = [
         Series("each step", done, [row["loss"] for row in steps], "train faint"),

@@ -95,13 +95,12 @@ def seen(images: Tensor, preprocess: Preprocess | None) -> np.ndarray:
     return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def samples(task: Task, batch: Batch | None, preprocess: Preprocess | None) -> str:
-    """Pictures as training gets them: augmented, erased and mixed."""
+def samples(task: Task, batch: Batch | None, preprocess: Preprocess | None, *, splits: int = 1) -> str:
+    """Pictures as training gets them: augmented, erased and mixed; `splits` versions of each side by side."""
     if batch is None:
         return ""
-    count = len(set(batch.indices.tolist())) if (batch.indices >= 0).all() else len(batch.images)
-    splits = len(batch.images) // count if len(batch.images) % count == 0 else 1
-    order = [split * count + i for i in range(count) for split in range(splits)]  # copies of a picture side by side
+    count = len(batch.images) // splits
+    order = [split * count + i for i in range(count) for split in range(splits)]
     pixels = seen(batch.images, preprocess)
     cards = []
     for i in order:

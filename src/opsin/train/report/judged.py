@@ -63,17 +63,17 @@ class Judged:
         self.count += len(outputs)
 
     def _keep(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            self._parts.setdefault(name, []).append(value.numpy())
+        for name, value in values.items():  # copies: what comes from a worker holds a file open as long as it lives
+            self._parts.setdefault(name, []).append(value.numpy().copy())
 
     def _single(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         confidence, said = outputs.softmax(1).max(1)
-        self._keep(truth=targets, said=said, confidence=confidence)
+        self._keep(truth=targets, said=said, confidence=confidence.nan_to_num())
         return F.cross_entropy(outputs, targets, reduction="none"), said != targets
 
     def _multi(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         truth = targets > 0.5
-        self._keep(truth=truth, confidence=outputs.sigmoid())
+        self._keep(truth=truth, confidence=outputs.sigmoid().nan_to_num())
         losses = F.binary_cross_entropy_with_logits(outputs, targets.float(), reduction="none").mean(1)
         return losses, ((outputs > 0) != truth).any(1)
 

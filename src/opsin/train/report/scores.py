@@ -80,9 +80,8 @@ def classes(run: Run, judged: Judged, names: tuple[str, ...]) -> str:
     ]  # fmt: skip
     heads = ("class", "pictures", "precision", "recall", "F1", *(("average precision",) if several else ()))
     cut = f" The {ROWS} lowest of {number(len(found))}." if len(found) > ROWS else ""
-    note = (
-        f"Touch a heading to sort by it.{' Precision, recall and F1 at a confidence of 50 %.' if several else ''}{cut}"
-    )
+    about = f"{whence(run, judged)} Precision, recall and F1 at a confidence of 50 %. " if several else ""
+    note = f"{about}Touch a heading to sort by it.{cut}"
     find = '<input type="search" class="find" placeholder="find a class" aria-label="find a class">' * (len(rows) > 20)
     content = find + table(heads, rows, sortable=True, numeric=range(1, len(heads)))
     return section("Class by class", content, note=note)
