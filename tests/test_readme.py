@@ -13,7 +13,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def test_the_five_calls_run_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.radial_gradient("L").save("scan.png")
-    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.S))
     names: dict = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -23,6 +23,13 @@ def test_the_five_calls_run_as_written(tmp_path, monkeypatch):
     best = names["predictor"].predict("scan.png").labels[0]
     assert best.label == f"digit {best.index}"
     assert 0.1 <= best.probability <= 1
+
+
+@pytest.mark.parametrize("page", ["training.md"])
+def test_pages_run_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / page).read_text()
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", text, re.S)), page, "exec"), {})
 
 
 def test_linked_pages_exist():

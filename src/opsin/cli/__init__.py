@@ -19,7 +19,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "list": ("opsin.cli.list:list_", "find models by name and by fact"),
     "info": ("opsin.cli.info:info", "show what is known about one model"),
     "train": ("opsin.cli.train:train", "train a model on a folder of pictures"),
+    "validate": ("opsin.cli.validate:validate", "score models on data"),
+    "bench": ("opsin.cli.bench:bench", "measure how fast models are and what memory they take"),
     "data": ("opsin.cli.data:data", "look at a dataset before anything is trained on it"),
+    "schedule": ("opsin.cli.schedule:schedule", "show what a learning rate will do"),
     "download": ("opsin.cli.download:download", "fetch weights into folders for a machine without a network"),
 }
 

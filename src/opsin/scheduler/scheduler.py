@@ -63,6 +63,8 @@ class Scheduler:
         check_options(name, options)
         if not 0 <= warmup_steps < max(total_steps, 1):
             raise OpsinError(f"{warmup_steps} updates of warm-up leave nothing of {total_steps}")
+        if name == "onecycle" and warmup_steps:
+            raise OpsinError("the schedule onecycle has a rise of its own (`rise`): give it no warm-up")
         self.optimizer, self.name, self.options = optimizer, name, options
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         self.warmup_lr, self.min_lr = warmup_lr, min_lr
