@@ -87,7 +87,9 @@ def test_missing_file_and_class(tmp_path):
     (tmp_path / "labels.txt").write_text("cat")
     with pytest.raises(OpsinError, match=r"no class map .*lables.txt. Did you mean labels.txt\?"):
         ClassMap.load(tmp_path / "lables.txt")
-    with pytest.raises(OpsinError, match=r"map of 3 names lacks 2 classes: cats, cow. Did you mean cat\?"):
+    with pytest.raises(
+        OpsinError, match=r"map has no label for 2 of the 3 classes of the dataset: cats, cow. Did you mean cat\?"
+    ):
         ClassMap.of(NAMES).indices(["cats", "dog", "cow"])
 
 
@@ -141,9 +143,7 @@ def test_numeric_folders_of_imagenet_v2():
 
 def test_own_labels_match_by_name():
     assert match_classes(["fox", "cat"], NAMES).tolist() == [2, 0]
-    with pytest.raises(
-        OpsinError, match=r"no label for 1 of the 2 classes of pets: cox. Did you mean fox\? It has 3: cat, dog, fox"
-    ):
+    with pytest.raises(OpsinError, match=r"no label for 1 of the 2 classes of pets: cox. Did you mean fox\?"):
         match_classes(["fox", "cox"], NAMES, owner="pets")
     with pytest.raises(OpsinError, match="n01440764"):  # a thousand labels of one's own are not ImageNet's
         match_classes(["n01440764"], [f"mine{i}" for i in range(1000)])

@@ -124,7 +124,7 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
     (tmp_path / "data/a/gone.png").symlink_to(tmp_path / "nowhere.png")
     reader = open_reader(tmp_path / "data")
     assert short_names(reader, tmp_path / "data") == ["a/1.png", "a/2.png", "a/gone.png", "b/x.png"]
-    with pytest.raises(ImageError, match="gone.png: no such file"):
+    with pytest.raises(ImageError, match="gone.png: a link to .*nowhere.png, which is not there"):
         reader[2]
 
 
@@ -419,7 +419,7 @@ def test_class_map_renumbers(tmp_path):
     reader = open_reader(tmp_path, class_map=["dog", "fox", "cat"])
     assert (reader.classes, reader.targets.tolist()) == (("dog", "fox", "cat"), [2, 0])
     assert reader[0].target == 2
-    with pytest.raises(OpsinError, match="lacks 1 classes: cat"):
+    with pytest.raises(OpsinError, match="no label for 1 of the . classes of the dataset: cat"):
         open_reader(tmp_path, class_map=["dog", "fox"])
     with pytest.raises(OpsinError, match="the targets are unlabelled"):
         open_reader(tmp_path, class_map=["dog"], labelled=False)

@@ -3,6 +3,7 @@
 import json as json_
 import sys
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ def data(
     *,
     model: str | None = None,
     split: str | None = None,
+    class_map: str | None = None,
     output: Path | None = Path("data.png"),
     samples: int = 10,
     views: int = 4,
@@ -35,12 +37,15 @@ def data(
 
     Counts classes, sizes and formats, decodes every picture to find the damaged ones, and finds pictures that come
     twice, in training and validation above all. The sheet shows samples as stored, as evaluation takes them, and
-    augmented. Exit code 1 when there are unreadable pictures or duplicates across splits.
+    augmented. Exit code 1 when there are unreadable pictures, duplicates across splits, one class alone, or classes
+    that the model has no label for.
 
     Args:
         where: a folder, a list (CSV, JSONL, Parquet), a tar, shards (wds:…), a hub dataset (hf:…), torch:… or digits.
-        model: model that will see it: its size and normalisation, and its labels to compare the classes with.
+        model: model that will see it, a name or a folder of a saved one: its size and normalisation, and its labels to
+            compare the classes with.
         split: only this split; by default training and validation.
+        class_map: file or folder of a saved model that numbers the classes.
         output: file of the sheet.
         samples: rows of the sheet.
         views: augmented versions of each sample.
@@ -52,33 +57,59 @@ def data(
     """
     from opsin.data.survey import duplicates
 
-    readers = _open(where, split)
+    readers = _open(where, split, class_map)
     founds = [_survey(reader, title, limit, workers) for title, reader in readers.items()]
     twins = duplicates(*founds)
     leaks = [group for group in twins if len({title for title, _ in group}) > 1]
-    mismatch = _compare(founds[0].classes, model)
+    left_out = _left_out(readers.values())
+    mismatch = _one_class(next(iter(readers.values()))) or _compare(founds[0].classes, model)
     if json:
-        print(json_.dumps(_facts(founds, twins, mismatch), indent=1, ensure_ascii=False))
+        print(json_.dumps(_facts(founds, twins, mismatch, left_out), indent=1, ensure_ascii=False))
     else:
-        _print(where, founds, twins, mismatch)
+        _print(where, founds, twins, mismatch, left_out)
     if output is not None:
         _draw(readers, where, model, output, samples, views, auto_augment, seed)
     return 1 if leaks or mismatch or any(found.errors for found in founds) else 0
 
 
-def _open(where: str, split: str | None) -> dict[str, Any]:
+def _open(where: str, split: str | None, class_map: str | None) -> dict[str, Any]:
     """The training and validation readers, or the one split that is asked for, or the whole of an undivided stream."""
     from opsin.data.readers import StreamReader, open_reader
 
     if split is not None:
-        return {split: open_reader(where, split=split)}
+        return {split: open_reader(where, split=split, class_map=class_map)}
     try:
-        whole = open_reader(where)
+        whole = open_reader(where, class_map=class_map)
     except OpsinError:  # a dataset in parts has no whole
         whole = None
     if isinstance(whole, StreamReader) or (whole is not None and whole.task == "unlabelled"):
         return {"all": whole}
-    return {part: open_reader(where, split=part) for part in ("train", "validation")}
+    try:
+        return {part: open_reader(where, split=part, class_map=class_map) for part in ("train", "validation")}
+    except OpsinError:
+        if whole is None:
+            raise
+        return {"all": whole}  # too few to be divided
+
+
+def _left_out(readers: Iterable[Any]) -> Counter[str]:
+    """Files that are no pictures by their suffix, of all folders that are read."""
+    folders = {}
+    for reader in readers:
+        while hasattr(reader, "reader"):  # a part of another one
+            reader = reader.reader
+        folders[str(reader)] = getattr(reader, "others", Counter())
+    return sum(folders.values(), Counter())
+
+
+def _one_class(reader: Any) -> str:
+    """What is wrong where one class stands alone; pictures without labels are fine, to predict or look at."""
+    try:
+        if reader.task == "single":
+            reader.check_trainable()
+    except OpsinError as error:
+        return str(error)
+    return ""
 
 
 def _survey(reader: Any, title: str, limit: int | None, workers: int | None) -> Any:
@@ -95,25 +126,40 @@ def _survey(reader: Any, title: str, limit: int | None, workers: int | None) -> 
 
 def _compare(classes: tuple[str, ...] | None, model: str | None) -> str:
     """What is wrong between the classes and the labels of a model; empty where they fit, or where a new head is due."""
-    from opsin import catalog
     from opsin.catalog.labels import labels_for
     from opsin.data.labels import match_classes
-    from opsin.models._registry import resolve_name
 
     if model is None or classes is None:
         return ""
-    architecture, tag = resolve_name(model)
-    known = labels_for(catalog.pretrained_cfg(f"{architecture}.{tag}" if tag else architecture).num_classes)
-    if known is None or not all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in classes):
+    record = _record(model)
+    known = labels_for(record["num_classes"])
+    synsets = () if known is None else known.synsets
+    labels = tuple(record.get("label_names") or synsets)
+    if labels == synsets and not all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in classes):
         return ""  # own classes: the model gets a head of its own for them
     try:
-        match_classes(classes, known.synsets)
+        match_classes(classes, labels, owner="the data")
     except OpsinError as error:
         return str(error)
     return ""
 
 
-def _facts(founds: list[Any], twins: list[Any], mismatch: str) -> dict[str, Any]:
+def _record(model: str) -> Mapping[str, Any]:
+    """Preprocessing and labels of a saved model, or of a name's weights."""
+    from opsin.catalog import pretrained_cfg
+    from opsin.inference.predictor import model_name
+    from opsin.models._registry import resolve_name
+    from opsin.weights.artefact import read_config
+
+    name = model_name(model)
+    if ":" in name:  # local-dir: or hf-hub:
+        config = read_config(name)
+        return config["pretrained_cfg"] | {key: config.get(key) for key in ("num_classes", "label_names")}
+    architecture, tag = resolve_name(name)
+    return pretrained_cfg(f"{architecture}.{tag}" if tag else architecture).to_dict()
+
+
+def _facts(founds: list[Any], twins: list[Any], mismatch: str, left_out: Counter[str]) -> dict[str, Any]:
     splits = {
         found.title: {
             "samples": len(found.looks),
@@ -127,10 +173,10 @@ def _facts(founds: list[Any], twins: list[Any], mismatch: str) -> dict[str, Any]
         for found in founds
     }
     groups = [[{"split": title, "name": one.name} for title, one in group] for group in twins]
-    return {"splits": splits, "duplicates": groups, "labels": mismatch or None}
+    return {"splits": splits, "duplicates": groups, "labels": mismatch or None, "left_out": dict(left_out)}
 
 
-def _print(where: str, founds: list[Any], twins: list[Any], mismatch: str) -> None:
+def _print(where: str, founds: list[Any], twins: list[Any], mismatch: str, left_out: Counter[str]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -143,6 +189,9 @@ def _print(where: str, founds: list[Any], twins: list[Any], mismatch: str) -> No
         console.print(f"  sizes: {sizes or 'none'}; formats: {forms or 'none'}", highlight=False, soft_wrap=True)
         if found.counts():
             _classes(console, found)
+    if left_out:
+        listed = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in left_out.most_common(LINES))
+        console.print(f"left out, no pictures by their names: {listed}", highlight=False, markup=False, soft_wrap=True)
     _faults(console, founds)
     _twins(console, twins)
     if mismatch:
@@ -192,12 +241,10 @@ def _draw(
     readers: dict[str, Any], where: str, model: str | None, output: Path, samples: int, views: int,
     auto_augment: str | None, seed: int,
 ) -> None:  # fmt: skip
-    from opsin.catalog import pretrained_cfg
     from opsin.data.pen import save_image
     from opsin.data.preprocess import Preprocess
     from opsin.data.transforms import EvalTransform, TrainTransform
     from opsin.data.views import pick, view_sheet
-    from opsin.models._registry import resolve_name
 
     title, reader = next(iter(readers.items()))
     if hasattr(reader, "stream"):
@@ -209,10 +256,7 @@ def _draw(
         for index in pick(reader, samples):
             with suppress(ImageError):  # listed among the unreadable
                 records.append(reader[index])
-    preprocess = Preprocess()
-    if model is not None:
-        architecture, tag = resolve_name(model)
-        preprocess = Preprocess.from_cfg(pretrained_cfg(f"{architecture}.{tag}" if tag else architecture))
+    preprocess = Preprocess() if model is None else Preprocess.from_cfg(_record(model))
     names = reader.classes
 
     def label(target: Any) -> str:

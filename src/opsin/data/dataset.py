@@ -171,6 +171,8 @@ def create_dataset(
     """
     if not isinstance(where, str | Reader | StreamReader) and not hasattr(where, "__fspath__"):
         raise OpsinError(f"a dataset is made from 'scheme:place' or a reader, not from a {type(where).__name__}")
+    if options and isinstance(where, Reader | StreamReader):
+        raise OpsinError(f"{where} is open already: {', '.join(options)} would change nothing")
     reader = where if isinstance(where, Reader | StreamReader) else open_reader(where, **options)
     kind = StreamDataset if isinstance(reader, StreamReader) else ImageDataset
     return kind(reader, transform, target_transform=target_transform, seed=seed)  # type: ignore[arg-type]

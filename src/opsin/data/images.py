@@ -190,6 +190,8 @@ def _fetch(url: str) -> bytes:
 
 
 def _missing(name: str) -> str:
+    if os.path.islink(name):
+        return f"{name}: a link to {describe(os.readlink(name))}, which is not there"
     folder, base = os.path.split(name)
     nearby: list[str] = []
     with suppress(OSError):  # only the hint is lost

@@ -28,7 +28,8 @@ Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 class ClassMap:
     """Class names in index order, and the index of each name; several names may share one.
 
-    `names` has one entry per index, the first of those that share it; an index that no name has is called "".
+    `names` has one entry per index, the first of those that share it; an index that no name has is called "". Where
+    the names are ImageNet's, in words, WordNet ids have their index too.
     """
 
     names: tuple[str, ...]
@@ -47,7 +48,7 @@ class ClassMap:
         if len(set(names)) < len(names):
             double = next(name for i, name in enumerate(names) if name in names[:i])
             raise OpsinError(f"the class map names {double!r} twice")
-        return cls(names, {name: i for i, name in enumerate(names)})
+        return cls(names, _places(names))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ClassMap":
@@ -97,14 +98,25 @@ class ClassMap:
             names[i] = names[i] or name
         return cls(tuple(names), index)
 
-    def indices(self, classes: Sequence[str]) -> np.ndarray:
-        """The index of each of `classes`; raises `OpsinError` that names those the map lacks."""
-        missing = [name for name in classes if name not in self.index]
-        if missing:
-            listed = ", ".join(missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
-            hint = did_you_mean(missing[0], self.index)
-            raise OpsinError(f"the class map of {len(self.index)} names lacks {len(missing)} classes: {listed}.{hint}")
-        return np.array([self.index[name] for name in classes], dtype=np.int64)
+    def indices(self, classes: Sequence[str], *, owner: str = "the dataset", name: str = "the class map") -> np.ndarray:
+        """The index of each of `classes`: by name, or by number where they are the numbers of all indices.
+
+        Raises `OpsinError` that names those the map lacks, with both lists side by side; `owner` is what has the
+        classes and `name` the map.
+        """
+        missing = [one for one in classes if one not in self.index]
+        if not missing:
+            return np.array([self.index[one] for one in classes], dtype=np.int64)
+        if all(one.isascii() and one.isdigit() for one in classes):
+            numbers = [int(one) for one in classes]
+            if sorted(numbers) == list(range(len(self.names))):
+                return np.array(numbers, dtype=np.int64)
+        listed = ", ".join(missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
+        hint = did_you_mean(missing[0], self.index)
+        table = "\n".join(_side_by_side(classes, self.names, (owner, name)))
+        raise OpsinError(
+            f"{name} has no label for {len(missing)} of the {len(classes)} classes of {owner}: {listed}.{hint}\n{table}"
+        )
 
     def number(self, label: str | int) -> int:
         """The index of one label: its name's, or the label itself where it is no name but a whole number.
@@ -119,6 +131,17 @@ class ClassMap:
         if not 0 <= int(label) < len(self.names):
             raise OpsinError(f"label {label} is out of range for {len(self.names)} classes")
         return int(label)
+
+
+def _places(labels: Sequence[str]) -> dict[str, int]:
+    """The index of each label, the first of equal ones; where the labels are ImageNet's, of WordNet ids as well."""
+    place = {name: i for i, name in reversed(list(enumerate(labels)))}
+    known = labels_for(len(labels))
+    if known is not None:
+        numbers = map(str, range(len(labels)))
+        if place.keys() <= {*known.synsets, *known.words, *known.lemmas, *numbers}:
+            place = {synset: i for i, synset in enumerate(known.synsets)} | place  # a label's own place counts first
+    return place
 
 
 def _is_index(value: Any) -> bool:
@@ -168,18 +191,23 @@ def check_classes(classes: Sequence[str], labels: Sequence[str], *, owner: str =
         advice = "They are the same in another order: open the dataset with class_map= the model's labels."
     else:
         advice = "Give the model a new head of that size, or open the dataset with a class_map."
+    heading = f"The {len(classes)} classes of {owner} are not the {len(labels)} labels of the model:"
+    raise OpsinError("\n".join([heading, *_side_by_side(classes, labels, (owner, "the model")), advice]))
+
+
+def _side_by_side(left: Sequence[str], right: Sequence[str], headings: tuple[str, str]) -> list[str]:
+    """Two lists of names as the lines of a table, those rows in which they differ."""
     rows = [
         (str(i), *(repr(name) if name is not None else "—" for name in pair))
-        for i, pair in enumerate(zip_longest(classes, labels))
+        for i, pair in enumerate(zip_longest(left, right))
         if pair[0] != pair[1]
     ]
-    table = [("index", owner, "the model"), *rows[:SHOWN]]
+    table = [("index", *headings), *rows[:SHOWN]]
     widths = [max(len(row[i]) for row in table) for i in range(3)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     if len(rows) > SHOWN:
         lines.append(f"… and {len(rows) - SHOWN} more")
-    heading = f"The {len(classes)} classes of {owner} are not the {len(labels)} labels of the model:"
-    raise OpsinError("\n".join([heading, *("  " + line for line in lines), advice]))
+    return ["  " + line for line in lines]
 
 
 def match_classes(classes: Sequence[str], labels: Sequence[str], *, owner: str = "the dataset") -> np.ndarray:
@@ -192,27 +220,7 @@ def match_classes(classes: Sequence[str], labels: Sequence[str], *, owner: str =
     Raises:
         OpsinError: classes that the model has no label for.
     """
-    place = {name: i for i, name in reversed(list(enumerate(labels)))}
-    known = labels_for(len(labels))
-    if known is not None and set(labels) <= {
-        *known.synsets,
-        *known.words,
-        *known.lemmas,
-        *map(str, range(len(labels))),
-    }:
-        place |= {synset: i for i, synset in enumerate(known.synsets)}
-    if all(name in place for name in classes):
-        return np.array([place[name] for name in classes], dtype=np.int64)
-    numbers = [int(name) for name in classes if name.isascii() and name.isdigit()]
-    if sorted(numbers) == list(range(len(labels))) and len(numbers) == len(classes):
-        return np.array(numbers, dtype=np.int64)
-    missing = [name for name in classes if name not in place]
-    listed = ", ".join(missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
-    raise OpsinError(
-        f"The model has no label for {len(missing)} of the {len(classes)} classes of {owner}: {listed}."
-        f"{did_you_mean(missing[0], labels)} It has {len(labels)}: {', '.join(labels[:SHOWN])}"
-        + (" …" if len(labels) > SHOWN else "")
-    )
+    return ClassMap(tuple(labels), _places(labels)).indices(classes, owner=owner, name="the model")
 
 
 def real_targets(names: Iterable[str]) -> list[tuple[int, ...]]:

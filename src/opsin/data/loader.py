@@ -336,6 +336,8 @@ def create_loader(
         num_workers = min(cores, MAX_WORKERS)
     if max_skips < 0:
         raise OpsinError(f"max_skips must be at least 0, not {max_skips}")
+    if dataset.task == "multi" and dataset.classes is None:
+        raise OpsinError(f"{dataset.reader}: several labels a sample, of nobody knows how many: give a class_map")
     if order is not None and (shuffle or isinstance(dataset, StreamDataset)):
         why = "shuffle has an order of its own" if shuffle else "a stream has no order to choose"
         raise OpsinError(f"order cannot be given here: {why}")

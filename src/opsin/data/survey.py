@@ -65,7 +65,7 @@ class Found:
         """Samples per class, in class order; with several labels a sample counts for each."""
         if self.task not in ("single", "multi") or self.classes is None:
             return {}
-        targets = [one.target for one in self.looks]
+        targets = [one.target for one in self.looks if one.target is not None]  # a stream's faults have none
         return dict(zip(self.classes, class_counts(targets, len(self.classes)).tolist(), strict=True))
 
     def imbalance(self) -> float | None:

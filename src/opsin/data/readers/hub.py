@@ -143,9 +143,9 @@ class HubStream(StreamReader):
         data = self.data
         if shuffle:
             data = data.shuffle(seed=seed, buffer_size=self.buffer)
-            data.set_epoch(epoch)
         if parts > 1:
             data = split_dataset_by_node(data, rank=part, world_size=parts)
+        data.set_epoch(epoch)  # last: what divides the dataset makes a new one, of epoch 0
         # not iter(data): in a worker of a DataLoader that would deal out the files a second time, and lose most
         number, rows = -1, data.iter(batch_size=1)
         while True:
@@ -180,6 +180,8 @@ class HubStream(StreamReader):
             if not 0 <= int(label) < len(self.stored):
                 raise ImageError(f"{name}: label {label} is out of range for {len(self.stored)} classes")
             label = label if self.class_map is None else self.stored[int(label)]
+        if self.class_map is None and int(label) < 0:
+            raise ImageError(f"{name}: label {label} is out of range: classes count from 0")
         try:
             return int(label) if self.class_map is None else self.class_map.number(label)
         except OpsinError as error:

@@ -161,6 +161,8 @@ class Shards(StreamReader):
                 raise ImageError(f"{name}: {error}") from None
         if isinstance(label, str):
             raise ImageError(f"{name}: label {label!r} is text, and there is no class_map to number it")
+        if label < 0:
+            raise ImageError(f"{name}: label {label} is out of range: classes count from 0")
         return label
 
 
