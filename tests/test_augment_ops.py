@@ -1,5 +1,6 @@
 """Every augmentation operation beside timm's, at every magnitude; more and fewer channels than three."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ GEOMETRY = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 def setting(interpolation: str = "bicubic") -> Setting:
-    return Setting(fill=FILL, interpolation=(interpolation,), translate_pixels=20, translate_share=0.45)
+    return Setting(fill=FILL, interpolation=(interpolation,), translate_pixels=20, translate_share=0.45, exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,36 @@ def test_pixels_equal_those_of_timm_at_every_magnitude(name, pictures):
                     assert any(np.array_equal(result, e) for e in expected), (interpolation, magnitude, image.shape)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y"])
+def test_fast_moves_are_near_the_exact_ones(name, interpolation, pictures):
+    """To a grey level (bilinear) or two, of noise three, and outside where they are outside."""
+    move, differ = getattr(ops, name), False
+    photo = np.array(Image.open(Path(__file__).parents[1] / "docs/demo.jpg").convert("RGB").resize((224, 160)))
+    for kind, image in (pictures | {"large": photo}).items():
+        side = image.shape[name.endswith("x")]
+        for amount in (0.0, 0.031, -0.15, 0.27, -0.3) if name.startswith("shear") else (0, 3, -2.5, 0.37 * side, -side):
+            options = {"fill": FILL, "interpolation": interpolation}
+            before = image.copy()
+            exact = move(image, amount, **options, exact=True).astype(int)
+            fast = move(image, amount, **options)
+            assert np.array_equal(image, before)
+            assert fast.dtype == np.uint8
+            apart = np.abs(fast - exact)
+            assert apart.max() <= (1 if interpolation == "bilinear" else 2 if kind in ("large", "photo", "flat") else 3)
+            assert apart.mean() < (0.1 if kind in ("large", "photo", "flat") else 0.4), (kind, amount)
+            if kind == "flat":
+                assert np.array_equal(fast == FILL, exact == FILL)
+            differ |= apart.any()
+    assert differ
+
+
+def test_nearest_moves_are_exact_anyway(pictures):
+    for name in GEOMETRY[1:]:
+        results = [getattr(ops, name)(pictures["photo"], 0.3, interpolation="nearest", exact=e) for e in (False, True)]
+        assert np.array_equal(*results)
+
+
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
 def test_both_directions_are_drawn(name, pictures):
     for suffix, count in (("Increasing", 2), ("", 1)):
@@ -103,7 +134,7 @@ def test_zero_bits_are_black_and_eight_are_all(pictures):
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"GaussianBlurRand"}))
 def test_grey_pictures(name, pictures):
     grey = Image.fromarray(pictures["photo"]).convert("L")
-    one = Setting(fill=FILL[:1], interpolation=("bicubic",), translate_pixels=20, translate_share=0.45)
+    one = replace(setting(), fill=FILL[:1])
     for magnitude in (2, 9):
         result = OPERATIONS[name](np.asarray(grey)[..., None], magnitude / 10, one, np.random.default_rng(0))
         expected = peer_results(name, grey, magnitude, FILTERS["bicubic"])

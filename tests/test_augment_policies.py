@@ -197,6 +197,18 @@ def test_interpolation(photo):
         read("rand", "bicubik")
 
 
+def test_exact_policies_have_the_pixels_of_pillow(photo):
+    transform = Image.Transform.AFFINE, (1, 0.3, 0, 0, 1, 0), Image.Resampling.BICUBIC
+    expected = np.asarray(Image.fromarray(photo).transform(SIZE[::-1], *transform, fillcolor=FILL)).astype(int)
+    apart = []
+    for exact in (True, False):
+        policy = parse_policy("rand-n1-p1-m10-tShearX", img_size=SIZE, mean=FILL, interpolation="bicubic", exact=exact)
+        results = [policy(photo, np.random.default_rng(i)) for i in range(8)]  # either way
+        apart.append(min(np.abs(result - expected).max() for result in results))
+    assert apart[0] == 0
+    assert 1 <= apart[1] <= 2
+
+
 def test_mean_fills(photo):
     policy = parse_policy("rand-n1-p1-m10-tTranslateX", img_size=SIZE, mean=(1, 2, 3), interpolation="bicubic")
     assert (policy(photo, np.random.default_rng(0)) == (1, 2, 3)).all(axis=(0, 2)).sum() == 18

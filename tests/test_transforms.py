@@ -372,10 +372,13 @@ def test_blur_of_a_picture_smaller_than_its_kernel():
     assert np.array_equal(transforms.gaussian_blur(array[:1, :1], 2.0), array[:1, :1])
 
 
-def test_policy_works_on_the_flipped_crop(monkeypatch):
+@pytest.mark.parametrize("exact", [False, True])
+def test_policy_works_on_the_flipped_crop(exact):
     array = decode(SMALL)
-    policy = parse_policy("rand-m9-n3-p1", img_size=(64, 48), mean=(124, 116, 104), interpolation="bilinear")
-    options = {"interpolation": "bilinear", "hflip": 1.0, "scale": (0.5, 0.5)}
+    policy = parse_policy(
+        "rand-m9-n3-p1", img_size=(64, 48), mean=(124, 116, 104), interpolation="bilinear", exact=exact
+    )
+    options = {"interpolation": "bilinear", "hflip": 1.0, "scale": (0.5, 0.5), "exact": exact}
     plain = TrainTransform((64, 48), color_jitter=None, **options)
     for seed in range(20):
         r = rng(seed)

@@ -194,7 +194,7 @@ class TrainTransform:
             assert self.auto_augment is not None
             fill = tuple(min(255, round(255 * value)) for value in self.mean)
             self._policies[size] = parse_policy(
-                self.auto_augment, img_size=size, mean=fill, interpolation=self.interpolation
+                self.auto_augment, img_size=size, mean=fill, interpolation=self.interpolation, exact=self.exact
             )
         return self._policies[size]
 

@@ -1,9 +1,10 @@
 """Picture operations for augmentation: uint8 arrays (H, W, C) in, the same shape out; the input is never written to.
 
 The names, and the pixels to the bit, are those of Pillow's image functions, as the augmentation papers used them
-(AutoAugment, Cubuk et al. 2019; RandAugment, Cubuk et al. 2020; 3-Augment in DeiT III, Touvron et al. 2022). Operations
-that depend on the value alone go through one table of 256 entries. Any number of channels is taken: what is a colour
-matter for three (grey is their ITU-R 601 luma) uses the mean of the channels for other counts.
+(AutoAugment, Cubuk et al. 2019; RandAugment, Cubuk et al. 2020; 3-Augment in DeiT III, Touvron et al. 2022). Only
+shear and translate are up to 3 grey levels off, for a fraction of the time, where they are not asked to be `exact`.
+Any number of channels is taken: what is a colour matter for three (grey is their ITU-R 601 luma) uses the mean of the
+channels for other counts.
 
 A function may return its argument when there is nothing to do.
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from opsin.data.augment.moves import move_columns, move_rows
 from opsin.errors import OpsinError
 
 __all__ = [
@@ -59,7 +61,7 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
 
 def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
     """Invert the values from `threshold` up."""
-    return _mapped(image, np.where(threshold > RAMP, RAMP, 255 - RAMP))
+    return image ^ -(image >= threshold).view(np.uint8)  # the negative of true is 255
 
 
 def solarize_add(image: np.ndarray, amount: int, *, threshold: float = 128) -> np.ndarray:
@@ -74,12 +76,16 @@ def brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Mix with the image's mean grey: 0 is flat, 1 the image, more is harsher."""
-    mean = int(_grey(image).mean() + 0.5)
+    grey = _grey(image)
+    mean = int(grey.sum(dtype=np.uint32) / grey.size + 0.5)
     return _mapped(image, _mix_table(mean, factor))
 
 
 def auto_contrast(image: np.ndarray) -> np.ndarray:
     """Stretch the values of each channel to 0..255."""
+    low, high = (bound(bound(image, axis=0), axis=0) for bound in (np.min, np.max))
+    if ((low == 0) & (high == 255)).all():  # as in most photos
+        return image
     return _by_pillow(image, lambda picture, _: ImageOps.autocontrast(picture))
 
 
@@ -140,38 +146,69 @@ def rotate(
 
 
 def shear_x(
-    image: np.ndarray, factor: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+    image: np.ndarray,
+    factor: float,
+    *,
+    fill: Sequence[int] = BLACK,
+    interpolation: str = "bicubic",
+    exact: bool = False,
 ) -> np.ndarray:
     """Row y takes its pixels from `factor * y` further right."""
-    return _slide(image, factor, 0.0, fill, interpolation)
+    return _slide(image, factor, 0.0, fill, interpolation, exact)
 
 
 def shear_y(
-    image: np.ndarray, factor: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+    image: np.ndarray,
+    factor: float,
+    *,
+    fill: Sequence[int] = BLACK,
+    interpolation: str = "bicubic",
+    exact: bool = False,
 ) -> np.ndarray:
     """Column x takes its pixels from `factor * x` further down."""
-    return _slide(image, factor, 0.0, fill, interpolation, turned=True)
+    return _slide(image, factor, 0.0, fill, interpolation, exact, turned=True)
 
 
 def translate_x(
-    image: np.ndarray, pixels: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+    image: np.ndarray,
+    pixels: float,
+    *,
+    fill: Sequence[int] = BLACK,
+    interpolation: str = "bicubic",
+    exact: bool = False,
 ) -> np.ndarray:
     """Every pixel comes from `pixels` further right."""
-    return _slide(image, 0.0, pixels, fill, interpolation)
+    return _slide(image, 0.0, pixels, fill, interpolation, exact)
 
 
 def translate_y(
-    image: np.ndarray, pixels: float, *, fill: Sequence[int] = BLACK, interpolation: str = "bicubic"
+    image: np.ndarray,
+    pixels: float,
+    *,
+    fill: Sequence[int] = BLACK,
+    interpolation: str = "bicubic",
+    exact: bool = False,
 ) -> np.ndarray:
     """Every pixel comes from `pixels` further down."""
-    return _slide(image, 0.0, pixels, fill, interpolation, turned=True)
+    return _slide(image, 0.0, pixels, fill, interpolation, exact, turned=True)
 
 
 def _slide(
-    image: np.ndarray, factor: float, pixels: float, fill: Sequence[int], interpolation: str, *, turned: bool = False
+    image: np.ndarray,
+    factor: float,
+    pixels: float,
+    fill: Sequence[int],
+    interpolation: str,
+    exact: bool,
+    *,
+    turned: bool = False,
 ) -> np.ndarray:
     """Row y takes its pixels from `factor * (y + 0.5) + pixels` further right; `turned`: columns, further down."""
     _check_fill(image, fill)
+    if not exact and interpolation != "nearest":
+        shift = factor * (np.arange(image.shape[turned]) + 0.5) + pixels
+        move = move_columns if turned else move_rows
+        return move(image, shift, np.array(fill, np.uint8), cubic=interpolation != "bilinear")
     if interpolation in AFFINE:
         matrix = (1, 0, 0, factor, 1, pixels) if turned else (1, factor, pixels, 0, 1, 0)
         method = AFFINE[interpolation]
@@ -233,8 +270,8 @@ def blend(ground: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _mix_table(ground: int, factor: float) -> np.ndarray:
-    ramp = RAMP.astype(np.uint8)[None, :]
-    return blend(np.full_like(ramp, ground), ramp, factor)
+    ground, factor = np.float32(ground), np.float32(factor)
+    return (ground + factor * (RAMP.astype(np.float32) - ground)).clip(0, 255).astype(np.uint8)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

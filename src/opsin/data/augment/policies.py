@@ -224,7 +224,9 @@ KEYS: dict[str, dict[str, Any]] = {"rand": RAND_KEYS, "augmix": AUGMIX_KEYS} | d
 UNIFORM_ABOVE = 100  # a deviation above this asks for an even distribution
 
 
-def parse_policy(spec: str, *, img_size: tuple[int, int], mean: Sequence[int], interpolation: str) -> Policy:
+def parse_policy(
+    spec: str, *, img_size: tuple[int, int], mean: Sequence[int], interpolation: str, exact: bool = False
+) -> Policy:
     """The policy that a string stands for (this module's docstring lists what it may say).
 
     Args:
@@ -233,6 +235,8 @@ def parse_policy(spec: str, *, img_size: tuple[int, int], mean: Sequence[int], i
         mean: the colour, 0..255 a channel, of what geometric operations bring in from outside.
         interpolation: of geometric operations: `nearest`, `bilinear`, `bicubic`, or `random` for one of the latter two
             each time. Any other filter stands for `bicubic`.
+        exact: shear and translate give the pixels of Pillow to the bit, rather than to 3 grey levels, in several times
+            the time. All else is so anyway.
 
     Returns:
         `policy(image, rng)`: a uint8 array (H, W, C) to another of the same shape. All chance comes from `rng`; the
@@ -250,6 +254,7 @@ def parse_policy(spec: str, *, img_size: tuple[int, int], mean: Sequence[int], i
         interpolation=("bilinear", "bicubic") if interpolation == "random" else (interpolation,),
         translate_pixels=int(min(img_size) * 0.45),
         translate_share=0.3 if kind == "augmix" else 0.45,
+        exact=exact,
     )
     deviation = math.inf if options["mstd"] > UNIFORM_ABOVE else options["mstd"]
     make = partial(Operation, setting=setting, deviation=deviation)
