@@ -11,7 +11,7 @@ NOTE = (
 )
 NAMES = (
     "sgd", "adam", "adamw", "nadamw", "lamb", "lars", "lion", "cadamw", "adan", "rmsproptf", "adabelief", "adopt",
-    "laprop", "madgrad", "novograd", "adamp", "mars", "adafactor", "adafactorbv", "muon",
+    "laprop", "madgrad", "novograd", "adamp", "mars", "adafactor", "adafactorbv",
 )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """Each optimizer step by step: beside what its paper says in plain numpy, and beside timm."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from opsin.errors import OpsinError
-from opsin.optim import create_optimizer, list_optimizers, optimizer_info
+from opsin.optim import create_optimizer, kron, list_optimizers, optimizer_info
 from opsin.optim.adafactor import Adafactor
 
 STEPS, LR = 12, 0.01
@@ -329,7 +331,10 @@ PEER = {"muon": {"momentum": 0.95}, "nmuon": {"momentum": 0.95}}  # create_optim
 WHOLE = {"momentum_dtype": torch.float32}  # timm adds in half precision, here it is only stored in it
 
 
-@pytest.mark.parametrize("name", [name for name in list_optimizers() if name != "adahessian"])
+OTHERS = ("adahessian", "kron", "kronc", "kronw")  # below
+
+
+@pytest.mark.parametrize("name", [name for name in list_optimizers() if name not in OTHERS])
 def test_beside_timm(name):
     timm_optim = pytest.importorskip("timm.optim")
     ours, theirs = weights(torch.float32), weights(torch.float32)
@@ -476,3 +481,63 @@ def test_adahessian_as_the_paper_says():
         optimizer.step()
     for p, w in zip(params, expected, strict=True):
         np.testing.assert_allclose(p.detach().numpy(), w, rtol=0, atol=1e-9)
+
+
+KRON = [
+    {}, {"corrected_weight_decay": True}, {"momentum": 0.5},
+    {"momentum_into_precond_update": False}, {"max_size_triangular": 19}, {"min_ndim_triangular": 3},
+    {"precond_lr": 0.01}, {"precond_init_scale": 0.1}, {"preconditioner_update_probability": 0.4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", KRON, ids=str)
+def test_kron_beside_timm(options, monkeypatch):
+    """With the same random probes on both sides, and without balancing (one step in a hundred)."""
+    peer = pytest.importorskip("timm.optim.kron").Kron
+    draw = torch.randn
+
+    def probe(shape, *_, dtype=None, **__):
+        return draw(tuple(shape), generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+    monkeypatch.setattr(kron, "noise", lambda like, step, seed: probe(like.shape or (1,), dtype=like.dtype))
+    monkeypatch.setattr(torch, "compile", lambda fn=None, **_: fn or (lambda inner: inner))
+    monkeypatch.setattr(random.Random, "random", lambda self: 0.5)
+    ours, theirs, plain = (weights(torch.float32, SHAPES[:2] + SHAPES[3:]) for _ in range(3))
+    run(kron.Kron(plain, lr=LR, weight_decay=0.1), plain)
+    run(kron.Kron(ours, lr=LR, weight_decay=0.1, **options), ours)
+    optimizer = peer(theirs, lr=LR, weight_decay=0.1, decoupled_decay=True, **options)
+    monkeypatch.setattr(torch, "randn", probe)
+    run(optimizer, theirs)
+    assert options == {} or any(not a.allclose(b, rtol=0, atol=1e-6) for a, b in zip(ours, plain, strict=True))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+def test_kron_whitens():
+    """Gradients whose rows and columns have very different sizes come out with variances of about one."""
+    p = nn.Parameter(torch.zeros(12, 10))
+    optimizer = create_optimizer([p], "kron", lr=0.0, momentum=0.0, preconditioner_update_probability=1.0)
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.logspace(-1, 1, 12)[:, None], torch.logspace(-0.5, 0.5, 10)
+    draw = lambda: rows * columns * torch.randn(12, 10, generator=generator)  # noqa: E731
+    for _ in range(600):
+        p.grad = draw()
+        optimizer.step()
+    factors = [optimizer.state[p][name] for name in ("q0", "q1")]
+    variance = torch.stack([kron.whiten(factors, draw()) for _ in range(400)]).var(0)
+    assert 0.6 < variance.mean() < 1.6
+    assert variance.max() / variance.min() < 6  # of the gradients: a million
+
+
+def test_kron_balances_without_changing_the_whitening():
+    factors = [torch.eye(3).triu() * 8, torch.full((2,), 0.5)]
+    x = torch.randn(3, 2)
+    before = kron.whiten(factors, x)
+    kron.balance(factors)
+    torch.testing.assert_close(kron.whiten(factors, x), before)
+    assert factors[0].abs().max() == pytest.approx(factors[1].abs().max())
+
+
+def test_kron_fits_less_often_with_time():
+    group = {"preconditioner_update_probability": None}
+    assert [round(kron.probability(group, step), 3) for step in (1, 500, 1500, 9000)] == [1.0, 1.0, 0.368, 0.03]

@@ -33,6 +33,7 @@ PAPERS: dict[str, str] = {
     "opsin.optim.adamw:AdamW": "https://arxiv.org/abs/1711.05101",
     "opsin.optim.adan:Adan": "https://arxiv.org/abs/2208.06677",
     "opsin.optim.adopt:Adopt": "https://arxiv.org/abs/2411.02853",
+    "opsin.optim.kron:Kron": "https://arxiv.org/abs/1512.04202",
     "opsin.optim.lamb:Lamb": "https://arxiv.org/abs/1904.00962",
     "opsin.optim.laprop:LaProp": "https://arxiv.org/abs/2002.04839",
     "opsin.optim.lars:Lars": "https://arxiv.org/abs/1708.03888",
@@ -62,6 +63,7 @@ ADAFACTOR, BIG = "opsin.optim.adafactor:Adafactor", "opsin.optim.adafactor_bv:Ad
 MARS, MUON, NOVOGRAD = "opsin.optim.mars:Mars", "opsin.optim.muon:Muon", "opsin.optim.novograd:NovoGrad"
 ADAMP, SGDP = "opsin.optim.projected:AdamP", "opsin.optim.projected:SGDP"
 ADABELIEF, MADGRAD = "opsin.optim.adabelief:AdaBelief", "opsin.optim.madgrad:MADGRAD"
+KRON = "opsin.optim.kron:Kron"
 RMSPROP_TF = "opsin.optim.rmsprop_tf:RMSpropTF"
 
 OPTIMIZERS: dict[str, Row] = {
@@ -146,5 +148,8 @@ OPTIMIZERS: dict[str, Row] = {
     "cadafactorbvc": Row(BIG, "Cautious adafactorbvc", 0.5, CAUTION | CORRECTED),
     "muon": Row(MUON, "Momentum, orthogonalised; AdamW for what is no matrix", 1),
     "nmuon": Row(MUON, "muon with Nesterov's momentum", 1, {"nesterov": True}),
+    "kron": Row(KRON, "PSGD: whitened by a factor for each dimension; memory for squares", 3),
+    "kronw": Row(KRON, "kron, whose weight decay is decoupled", 3),
+    "kronc": Row(KRON, "kronw with decay corrected for the schedule", 3, CORRECTED),
     "adahessian": Row("opsin.optim.adahessian:Adahessian", "Adam by the curvature; needs gradients with a graph", 3),
 }
