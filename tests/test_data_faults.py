@@ -310,6 +310,32 @@ def test_shards(tmp_path, caplog, capsys):
     assert batch.targets.tolist() == [[1, 0, 0, 1]]
 
 
+def test_streams_of_datasets(tmp_path, monkeypatch):
+    """Each faulty row is a skip of its own."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    datasets.disable_progress_bars()
+    pictures = [encoded(noise(i), "PNG") for i in range(8)]
+    pictures[2], pictures[3] = b"", cut(pictures[3])
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [{"bytes": data, "path": None} for data in pictures], "label": [0, 5, 0, 1, 7, -1, 1, None]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    loader = loaded(f"hfids:{tmp_path / 'saved'}", class_map=["a", "b"])
+    assert sum(len(batch.images) for batch in loader) == 2
+    place = tmp_path / "saved"
+    assert loader.skipped.keys() == {f"{place}[0:{row}]" for row in (1, 2, 3, 4, 5, 7)}
+    for row, words in {
+        1: "label 5 is out of range",
+        2: "empty (0 bytes)",
+        3: "truncated",
+        5: "-1",
+        7: "no label",
+    }.items():
+        assert words in loader.skipped[f"{place}[0:{row}]"]
+    assert main(["data", f"hfids:{place}", "--class-map", "absent.txt", "--output", "None"]) == 2
+
+
 class Deadly:
     """A transform in whose process memory runs out at the third picture."""
 

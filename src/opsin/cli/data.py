@@ -94,7 +94,7 @@ def _open(where: str, split: str | None, class_map: str | None) -> dict[str, Any
 
 def _left_out(readers: Iterable[Any]) -> Counter[str]:
     """Files that are no pictures by their suffix, of all folders that are read."""
-    folders = {}
+    folders: dict[str, Counter[str]] = {}
     for reader in readers:
         while hasattr(reader, "reader"):  # a part of another one
             reader = reader.reader

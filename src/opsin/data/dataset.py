@@ -151,7 +151,7 @@ class StreamDataset(_Prepare):
                     raise record
                 yield self.prepare(record, Draw(-1, epoch, part + parts * place, size_of(place)))
             except ImageError as error:
-                name = record.name if isinstance(record, Record) else str(error).partition(":")[0]
+                name = record.name if isinstance(record, Record) else str(error).partition(": ")[0]
                 yield Skip(name, str(error))
 
 

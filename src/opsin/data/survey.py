@@ -123,7 +123,7 @@ def _look_at(reader: Reader, index: int) -> Look:
 def look(record: Record | ImageError) -> Look:
     """Decode one sample and say what it is."""
     if isinstance(record, ImageError):
-        return Look(str(record).partition(":")[0], None, error=str(record))
+        return Look(str(record).partition(": ")[0], None, error=str(record))
     image, target, name = record
     try:
         channels = image.shape[2] if isinstance(image, np.ndarray) and image.ndim == 3 else 3
