@@ -51,5 +51,6 @@ class LaProp(ListOptimizer):
             state["mean_lr"] = beta1 * state["mean_lr"] + (1 - beta1) * lr
         update = cautious(mean, grads) if group["caution"] else mean
         if lr:
-            torch._foreach_add_(params, update, alpha=-lr / states[0]["mean_lr"])
+            update = list(torch._foreach_mul(update, [lr / state["mean_lr"] for state in states]))
+            torch._foreach_sub_(params, update)
         decay(self, group, params, grads)
