@@ -98,6 +98,20 @@ def test_damage_is_met_as_open_image_meets_it(name):
     assert outcomes == {True, False}
 
 
+def test_pillow_reads_only_headers_that_say_more_than_a_size(monkeypatch):
+    opened = []
+    pillows = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args: opened.append(args) or pillows(*args))
+    for name in ("plain", "progressive", "444", "restarts", "grey"):
+        picture = open_picture(FILES[name])
+        assert (picture.height, picture.width, picture.grey) == (121, 163, name == "grey")
+    assert not opened
+    for data in (FILES["cmyk"], FILES["xmp turned"], turned(6)):
+        open_picture(data)
+        assert opened
+        opened.clear()
+
+
 def test_errors_name_the_picture():
     for data, words in (
         (b"", "empty"),

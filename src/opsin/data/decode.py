@@ -5,8 +5,10 @@ of a half, a quarter or an eighth of the size, which a JPEG decoder computes wit
 libjpeg-turbo by way of simplejpeg; whatever that does not take as it stands, Pillow reads.
 """
 
+import math
 from dataclasses import dataclass
 from io import BytesIO
+from struct import Struct
 
 import numpy as np
 import simplejpeg
@@ -27,6 +29,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+FRAMES, SCAN = (0xC0, 0xC1, 0xC2), 0xDA  # markers of a JPEG: the size, the coded pixels
+PLAIN = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)  # tables, restarts, JFIF, comments
+FRAME = Struct(">BHHB")  # bits, height, width, components
 ASIDE = (5, 6, 7, 8)  # those that swap height and width
 
 
@@ -117,6 +122,10 @@ def decode(source: bytes | Image.Image | np.ndarray, *, channels: int = 3, name:
 
 def _open_jpeg(data: bytes, channels: int, name: str) -> Picture | None:
     """None for what simplejpeg would decode otherwise than Pillow, or not at all."""
+    plain = _plain_header(data)
+    if plain is not None:
+        height, width, grey = plain
+        return Picture(height, width, jpeg=data, grey=grey, channels=channels, name=name or describe(data))
     try:
         image = Image.open(BytesIO(data))
         orientation = image.getexif().get(ORIENTATION, 1)
@@ -128,6 +137,24 @@ def _open_jpeg(data: bytes, channels: int, name: str) -> Picture | None:
     grey = image.mode == "L"
     name = name or describe(data)
     return Picture(height, width, jpeg=data, grey=grey, orientation=orientation, channels=channels, name=name)
+
+
+def _plain_header(data: bytes) -> tuple[int, int, bool] | None:
+    """(height, width, grey) of a JPEG; None where any of its header, such as EXIF, has to be understood by Pillow."""
+    at, found = 2, None
+    while len(data) >= at + 10 and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker in FRAMES and found is None:
+            bits, height, width, components = FRAME.unpack_from(data, at + 4)
+            if bits != 8 or components not in (1, 3) or not 0 < height * width <= (Image.MAX_IMAGE_PIXELS or math.inf):
+                return None
+            found = height, width, components == 1
+        elif marker == SCAN:
+            return found
+        elif marker not in PLAIN:
+            return None
+        at += 2 + length
+    return None
 
 
 def _fits(array: np.ndarray, channels: int) -> bool:

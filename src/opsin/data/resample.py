@@ -6,6 +6,7 @@ it; the other filters, and everything where `exact` is asked for, are Pillow's o
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,7 @@ def _window(
     return _interpolate(pixels[tuple(cuts)], mode, scale_factor=tuple(factors))[tuple(kept)]
 
 
+@lru_cache(maxsize=4096)
 def _source_range(first: int, count: int, scale: float, length: int, support: int) -> tuple[int, int, int]:
     """Which pixels [start, stop) to resize so that the result has the wanted ones, `skip` after its first.
 

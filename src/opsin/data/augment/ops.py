@@ -270,8 +270,8 @@ def blend(ground: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _mix_table(ground: int, factor: float) -> np.ndarray:
-    ground, factor = np.float32(ground), np.float32(factor)
-    return (ground + factor * (RAMP.astype(np.float32) - ground)).clip(0, 255).astype(np.uint8)
+    low = np.float32(ground)
+    return (low + np.float32(factor) * (RAMP.astype(np.float32) - low)).clip(0, 255).astype(np.uint8)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
