@@ -178,6 +178,19 @@ def test_the_page_of_opsin_data(faulty, capsys):
     assert facts["left_out"] == {".xyz": 1, ".tar": 1}
 
 
+def test_a_page_where_nothing_can_be_read(tmp_path, capsys):
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            (tmp_path / kind / f"{i}.png").write_bytes(b"")
+    assert main(["data", str(tmp_path), "--output", str(tmp_path / "sheet.png")]) == 1
+    said = capsys.readouterr()
+    assert "sizes: none; formats: none" in said.out
+    assert "unreadable: 6" in said.out
+    assert "no sheet: none of the samples" in said.err
+    assert not (tmp_path / "sheet.png").exists()
+
+
 # --- folders, lists, tars ---------------------------------------------------------------------------------------------
 
 

@@ -256,6 +256,9 @@ def _draw(
         for index in pick(reader, samples):
             with suppress(ImageError):  # listed among the unreadable
                 records.append(reader[index])
+    if not records:
+        print("no sheet: none of the samples chosen for it can be read", file=sys.stderr)
+        return
     preprocess = Preprocess() if model is None else Preprocess.from_cfg(_record(model))
     names = reader.classes
 
