@@ -23,7 +23,7 @@ from opsin.data.images import Source, describe, open_image
 from opsin.data.preprocess import Preprocess
 from opsin.errors import ImageError, OpsinError
 
-__all__ = ["Prediction", "Predictor", "Score", "load"]
+__all__ = ["Prediction", "Predictor", "Score", "load", "model_name"]
 
 
 class Label(NamedTuple):
@@ -228,11 +228,11 @@ def load(
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = create_model(_model_name(source), pretrained=True)
+    model = create_model(model_name(source), pretrained=True)
     return Predictor(model, device=device, batch_size=batch_size)
 
 
-def _model_name(source: str | os.PathLike[str]) -> str:
+def model_name(source: str | os.PathLike[str]) -> str:
     """The name that `create_model` knows a source by."""
     name = os.fspath(source)
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
