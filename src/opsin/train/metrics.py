@@ -43,7 +43,7 @@ class Metrics:
         """Take in a batch."""
         # halves keep the order of scores well enough for none: single precision, on the CPU, is what curves need
         self.scores.append(outputs.detach().float().cpu())
-        self.targets.append(targets.detach().cpu())
+        self.targets.append(targets.detach().cpu().clone())  # a worker's memory would keep a file open each
 
     def compute(self, world: Any = None) -> dict[str, float]:
         """All scores of `names`, over all processes of `world`."""
