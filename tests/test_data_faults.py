@@ -349,6 +349,22 @@ def test_streams_of_datasets(tmp_path, monkeypatch):
     assert main(["data", f"hfids:{place}", "--class-map", "absent.txt", "--output", "None"]) == 2
 
 
+@pytest.mark.parametrize(("bad", "stops"), [(range(108, 120), False), (range(12), True)])
+def test_a_limit_of_skips_where_nobody_knows_the_length(tmp_path, bad, stops):
+    """A tenth of what has come so far: the last twelve of 120 are few, the first twelve are all there was."""
+    png = encoded(noise(0), "PNG")
+    shard(tmp_path / "0.tar", {f"{i:03d}": {"png": b"" if i in bad else png, "cls": 0} for i in range(120)})
+    loader = loaded(f"wds:{tmp_path}", batch_size=6)
+    if stops:
+        with pytest.raises(OpsinError, match=r"12 pictures could not be read \(max_skips=0.1\)"):
+            list(loader)
+        return
+    assert sum(len(batch.images) for batch in loader) + len(loader.skipped) == 120 == loader.state_dict()["seen"]
+    again = loaded(f"wds:{tmp_path}", batch_size=6)
+    again.load_state_dict(loader.state_dict())
+    assert again.seen == 120
+
+
 class Deadly:
     """A transform in whose process memory runs out at the third picture."""
 
@@ -412,6 +428,16 @@ def test_classes_travel_with_the_model(tmp_path, capsys):
     ]
     assert main(["data", str(strange), "--model", str(best), "--output", "None"]) == 1
     assert "1      'cow'     'dog'" in capsys.readouterr().out
+
+
+def test_classes_travel_with_a_run(tmp_path):
+    train = folders(tmp_path / "train", "cat", "dog", "fox", count=4)
+    run = tmp_path / "run"
+    args = ["--model", "test_resnet", "--img-size", "32", "--batch-size", "4", "--epochs", "1", "--warmup-epochs", "0"]
+    assert main(["train", str(train), *args, "--workers", "0", "--output", str(run)]) == 0
+    reader = open_reader(folders(tmp_path / "other", "fox", "cat"), class_map=run / "best")
+    assert reader.class_to_idx == {"cat": 0, "dog": 1, "fox": 2}
+    assert reader.targets.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("named", ["synsets", "words"])

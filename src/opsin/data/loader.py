@@ -168,7 +168,8 @@ class Loader:
         self.skipped: dict[str, str] = {}
         self.epoch = self.step = 0  # the batch that comes next
         self.workers = max(num_workers, 1)
-        self.consumed = [0] * self.workers  # of a stream, by share
+        self.consumed = [0] * self.workers  # batches of a stream, by share
+        self.seen = 0  # samples, read or skipped
         self.first = 0
         self.resumed = False
         # torch's loader seeds its workers from a generator: one of its own, so that the global state is left alone
@@ -202,6 +203,7 @@ class Loader:
         for raw in self._fetch():
             self.step += 1
             self.consumed[raw.worker] += 1
+            self.seen += raw.size
             self.first = (raw.worker + 1) % self.workers
             self._account(raw.skips)
             if raw.images is not None:
@@ -244,7 +246,7 @@ class Loader:
         limit = self.max_skips
         if limit < 1:
             length = getattr(self.dataset.reader, "length", None) if self.plan is None else len(self.dataset)  # type: ignore[arg-type]
-            limit = max(limit * (length or 0), 10)
+            limit = max(limit * (length or self.seen), 10)
         if len(self.skipped) > limit:
             some = "\n  ".join(list(self.skipped.values())[:5])
             raise OpsinError(f"{len(self.skipped)} pictures could not be read (max_skips={self.max_skips}):\n  {some}")
@@ -274,7 +276,7 @@ class Loader:
         """Where the loader stands: plain numbers and names, for JSON or a checkpoint."""
         state = {"epoch": self.epoch, "step": self.step, "seed": self.seed, "skipped": dict(self.skipped)}
         if self.plan is None:
-            state |= {"consumed": list(self.consumed), "first": self.first}
+            state |= {"consumed": list(self.consumed), "first": self.first, "seen": self.seen}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -287,6 +289,7 @@ class Loader:
             )
         self.epoch, self.step, self.skipped = state["epoch"], state["step"], dict(state["skipped"])
         self.consumed, self.first = list(state.get("consumed", self.consumed)), state.get("first", 0)
+        self.seen = state.get("seen", 0)
         self.resumed = True
 
 
@@ -328,7 +331,8 @@ def create_loader(
         erase: `RandomErasing`, or the like. mix: `Mix`, or the like.
         sizes: the pictures' size of each batch: `RandomSize`, `ProgressiveSize`.
         strict: raise at the first picture that cannot be read.
-        max_skips: raise when more pictures than that could not be read; below 1 a fraction (10 are always borne).
+        max_skips: raise when more pictures than that could not be read; below 1 a fraction of the dataset, or of what
+            was read so far where a stream does not know its length (10 are always borne).
         prefetch_factor: batches that each worker prepares ahead.
     """
     if num_workers is None:
