@@ -35,9 +35,7 @@ from opsin.data import Preprocess
 from opsin.errors import OpsinError
 from opsin.foreign import build_model_with_cfg
 from opsin.layers import get_act_layer
-from opsin.models import Model, generate_default_cfgs, register_model
-from opsin.models._chain import Stage
-from opsin.models._config import ModelConfig
+from opsin.models import Model, ModelConfig, Stage, generate_default_cfgs, register_model
 from opsin.models._registry import find_family, get_pretrained_cfg, resolve_name
 from opsin.models.features import FeatureListNet
 from opsin.weights.adapt import adapt_input_conv

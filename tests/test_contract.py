@@ -1,6 +1,7 @@
 """What every family promises, checked on its smallest variant. A new family is checked because it exists."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -78,6 +79,16 @@ def test_head_reset(family):
     assert model(x).shape == (2, 5)
     with pytest.raises(ValueError, match="num_classes"):
         model.reset_classifier(-1)
+
+
+def test_weights_load_under_another_head(family):
+    whole = build(family, num_classes=7).eval()
+    x = images(family)
+    for classes in (0, 5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a new head says so
+            model = build(family, num_classes=classes, pretrained=whole.state_dict()).eval()
+        assert torch.equal(model.forward_features(x), whole.forward_features(x))
 
 
 def test_features_are_as_declared(family):

@@ -5,6 +5,8 @@ from typing import Any
 
 __all__ = [
     "Model",
+    "ModelConfig",
+    "Stage",
     "TokenModel",
     "generate_default_cfgs",
     "is_model",
@@ -17,7 +19,12 @@ __all__ = [
     "register_model",
 ]
 
-_HOME = {"Model": "opsin.models._model", "TokenModel": "opsin.models._token"}
+_HOME = {
+    "Model": "opsin.models._model",
+    "ModelConfig": "opsin.models._config",
+    "Stage": "opsin.models._chain",
+    "TokenModel": "opsin.models._token",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -101,6 +101,8 @@ def _old_grid(count: int, projection: Tensor | None, model: Any) -> tuple[int, i
         grid = (size[0] // patch[0], size[1] // patch[1])
         if grid[0] * grid[1] == count:
             return grid
+    if math.prod(model.patch_embed.grid_size) == count:  # patches of a map, of which the image size tells nothing
+        return model.patch_embed.grid_size
     side = math.isqrt(max(count, 0))
     if side * side != count:
         raise WeightsError(

@@ -85,6 +85,12 @@ def _drop_other_head(
     """Take a classifier of other classes out of `state`; returns the keys that stay at their fresh values."""
     fresh: list[str] = []
     for path in paths:
+        owner = f"{path.rpartition('.')[0]}."
+        if owner != "." and not any(
+            key.startswith(owner) for key in wanted
+        ):  # a head of several layers, left out whole
+            for key in [key for key in state if key.startswith(owner)]:
+                del state[key]
         for key in (f"{path}.weight", f"{path}.bias"):
             if key not in state:
                 continue
