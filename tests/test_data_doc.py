@@ -4,9 +4,9 @@ import re
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
+from test_survey import make_photos
 
 from opsin.cli import main
 from opsin.data import create_dataset
@@ -19,28 +19,8 @@ PAGE = (DOCS / "data.md").read_text()
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """Crops of two textures and a cat: a copy, a cut and an empty file in train, the cat again in val."""
-    data = pytest.importorskip("skimage.data")
     monkeypatch.chdir(tmp_path)
-    root = Path("photos")
-    rng = np.random.default_rng(0)
-    for name in ("brick", "grass"):
-        whole = Image.fromarray(getattr(data, name)()).convert("RGB")
-        for i in range(9):
-            path = root / ("val" if i < 3 else "train") / name / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            x, y = rng.integers(0, 350, 2).tolist()
-            whole.crop((x, y, x + 160, y + 130)).save(path)
-    cat = Image.fromarray(data.chelsea())
-    for split in ("train", "val"):
-        (root / split / "cat").mkdir()
-    cat.save(root / "train" / "cat" / "a.jpg")
-    cat.save(root / "train" / "cat" / "copy.png")
-    cat.crop((0, 0, 200, 200)).save(root / "train" / "cat" / "other.jpg")
-    cat.resize((225, 150)).save(root / "val" / "cat" / "small.jpg", quality=70)
-    stored = (root / "train" / "cat" / "a.jpg").read_bytes()
-    (root / "train" / "cat" / "cut.jpg").write_bytes(stored[: len(stored) // 2])
-    (root / "train" / "cat" / "empty.jpg").write_bytes(b"")
+    root = make_photos(Path("photos"))
     (root / "train" / "notes.txt").write_text("from the garden")
     return root
 

@@ -16,11 +16,9 @@ from opsin.data.views import pick, view_sheet
 from opsin.errors import OpsinError
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def make_photos(root):
     """Crops of real photos in train and val: one damaged, one empty, one photo of train shrunk into val."""
     data = pytest.importorskip("skimage.data")
-    root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for name in ("brick", "grass"):
         whole = Image.fromarray(getattr(data, name)()).convert("RGB")
@@ -40,6 +38,11 @@ def photos(tmp_path_factory):
     (root / "train" / "cat" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "train" / "cat" / "empty.jpg").write_bytes(b"")
     return root
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("photos"))
 
 
 def of(photos, split):

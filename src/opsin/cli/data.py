@@ -98,7 +98,8 @@ def _left_out(readers: Iterable[Any]) -> Counter[str]:
     for reader in readers:
         while hasattr(reader, "reader"):  # a part of another one
             reader = reader.reader
-        folders[str(reader)] = getattr(reader, "others", Counter())
+        if hasattr(reader, "others"):
+            folders[str(reader)] = reader.others
     return sum(folders.values(), Counter())
 
 
