@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from opsin.data.preprocess import Preprocess
 from opsin.data.readers import Relabelled, Subset, Tuples, open_reader
 from opsin.data.transforms import EvalTransform
 from opsin.errors import OpsinError, UnknownModelError
-from opsin.train.validate import FiveCrops, validate
+from opsin.inference.predictor import Predictor
+from opsin.train.validate import FiveCrops, _Classes, validate
 
 DATA = Path(skimage.__file__).parent / "data"
 LITE = "tf_efficientnet_lite0"
@@ -187,6 +189,23 @@ def test_classes_in_the_model_s_own_order(own, digits):
     expected = np.mean([9 - int(i) == int(reader.target(n)) for n, i in enumerate(said)])
     assert found["top1"] == pytest.approx(expected, abs=0.05)
     assert found["images"] == len(reader) == 24
+
+
+@pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r", "v2"])
+def test_subsets_of_imagenet(lite, name):
+    """200 folders of WordNet ids, and V2's folders called by number, in the order of their text."""
+    known = label_set("imagenet-1k").synsets
+    classes = sorted(map(str, range(1000))) if name == "v2" else label_set(name).synsets
+    expected = [int(one) if name == "v2" else known.index(one) for one in classes]
+    few = SimpleNamespace(classes=tuple(classes))
+    select = _Classes([label.name for label in Predictor(lite).labels], few, all_classes=False)
+    assert select.width == len(classes)
+    outputs, targets = select(torch.arange(1000.0)[None], torch.tensor([7]))
+    assert outputs.tolist() == [expected]
+    assert targets.tolist() == [7]
+    everything = _Classes([label.name for label in Predictor(lite).labels], few, all_classes=True)
+    outputs, targets = everything(torch.arange(1000.0)[None], torch.tensor([7]))
+    assert (outputs.shape, targets.tolist()) == ((1, 1000), [expected[7]])
 
 
 def test_strange_classes_are_refused_side_by_side(lite):
