@@ -1,5 +1,6 @@
 """How fast a model is and what memory it takes: forward passes or training steps on random pictures of its own size."""
 
+import ctypes
 import statistics
 import sys
 import time
@@ -140,10 +141,10 @@ class _Steps:
     def run(self, batch_size: int, seconds: float, least: int = LEAST) -> tuple[list[float], int | None]:
         """Seconds of each timed step, and the peak of memory."""
         try:
+            peak = _Peak(self.device)
             x = self.pictures(batch_size)
             for _ in range(WARM_UP):
                 self.step(x)
-            peak = _Peak(self.device)
             times: list[float] = []
             end = time.perf_counter() + seconds
             while len(times) < least or time.perf_counter() < end:
@@ -209,6 +210,8 @@ class _Peak:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.linux = device.type == "cpu" and sys.platform.startswith("linux")
+        if trim := self.linux and getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)  # what the models before have left
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif self.linux:

@@ -72,7 +72,7 @@ def speed_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     axes.grid(alpha=0.25, which="both", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     if len({row["mode"] for row in known}) > 1:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)  # above, clear of all names
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         figure.savefig(part)
