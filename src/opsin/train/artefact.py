@@ -9,7 +9,17 @@ __all__ = ["save_artefact"]
 
 
 def save_artefact(run: Any, model: Any) -> None:
-    """Write `best/`, which `opsin.load` opens. The preprocessing is that of the run's validation."""
+    """Write `best/`, which `opsin.load` opens. The preprocessing is that of the run's validation.
+
+    Every process calls it, since each may hold a part of the weights; the first one writes.
+    """
+    state = None
+    if run.config.run.fsdp:
+        from opsin.train.sharded import full_state
+
+        state = full_state(model)
+    if not run.world.first:
+        return
     fit = run.eval_loader.preprocess
     record = model.pretrained_cfg
     old = dict(record)
@@ -23,7 +33,7 @@ def save_artefact(run: Any, model: Any) -> None:
         recipe = {"config": to_dict(run.config), "scores": run.history[-1]}
         if run.task.scale is not None:
             recipe["target_scale"] = {"mean": list(run.task.scale.mean), "std": list(run.task.scale.std)}
-        save(model, run.directory.best, label_names=run.task.classes, recipe=recipe)
+        save(model, run.directory.best, label_names=run.task.classes, recipe=recipe, task=run.task.kind, state=state)
     finally:
         record.clear()
         record.update(old)

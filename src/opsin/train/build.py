@@ -1,6 +1,8 @@
 """From a configuration to the parts of a run, one function a part."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from opsin.train.ema import Ema
 from opsin.train.freeze import freeze
 from opsin.train.loop import Callback, Run
 from opsin.train.task import Task
+from opsin.train.trackers import create_trackers
 
 __all__ = ["build_run", "open_sets"]
 
@@ -41,6 +44,7 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
         OpsinError: settings that contradict each other, data that cannot be learnt from, a directory in use.
     """
     config.check()
+    trackers = create_trackers(config.run.trackers)
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
     task = Task.of(train_reader, config)
@@ -50,7 +54,14 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
     model.to(world.device, memory_format=torch.channels_last if config.model.channels_last else torch.preserve_format)
     freeze(model, config.model.freeze)
+    world.align(model)
     ema = Ema(model, config.run.ema_decay) if config.run.ema else None
+    if config.run.fsdp:
+        from opsin.train.sharded import check_optimizer, shard
+
+        for one in (model, ema.average) if ema else (model,):
+            shard(one, world)
+        check_optimizer(partial(build_optimizer, replace(config, optim=replace(config.optim, layer_decay=None))), world)
     optimizer = build_optimizer(config, model)
     updates = -(-len(train_loader) // config.optim.accumulate)
     s = config.schedule
@@ -62,7 +73,7 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
         config, world=world, directory=directory, task=task, model=model, forward=wrap(config, world, model),
         optimizer=optimizer, scheduler=scheduler, train_loader=train_loader, eval_loader=eval_loader, ema=ema,
         clip=make_clip(config.optim.clip_grad, config.optim.clip_mode), amp_dtype=amp_dtype(config, world),
-        callbacks=callbacks,
+        callbacks=[*callbacks, *trackers],
     )  # fmt: skip
 
 
@@ -202,7 +213,11 @@ def _has_fixed_size(name: str) -> bool:
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     o = config.optim
     options = o.opt_args if o.momentum is None else {"momentum": o.momentum, **o.opt_args}
-    return create_optimizer(model, o.opt, lr=o.lr, weight_decay=o.weight_decay, layer_decay=o.layer_decay, **options)
+    made = create_optimizer(model, o.opt, lr=o.lr, weight_decay=o.weight_decay, layer_decay=o.layer_decay, **options)
+    for group in made.param_groups:
+        if config.run.fsdp and group.get("fused") and "fused" not in options:
+            group["fused"], group["foreach"] = False, True  # torch's fused SGD does not know sharded weights
+    return made
 
 
 def wrap(config: TrainConfig, world: World, model: nn.Module) -> nn.Module:
@@ -212,7 +227,7 @@ def wrap(config: TrainConfig, world: World, model: nn.Module) -> nn.Module:
             raise OpsinError("sync_bn needs GPUs: torch has no synchronised batch norm on the CPU")
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     forward: Any = torch.compile(model) if config.model.compile else model
-    if world.size > 1:
+    if world.size > 1 and not config.run.fsdp:
         ids = [world.device.index] if world.device.type == "cuda" else None
         frozen = config.model.unfreeze_epochs > 0
         forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, find_unused_parameters=frozen)
@@ -241,7 +256,7 @@ def open_directory(config: TrainConfig, world: World) -> RunDirectory:
 
     def take() -> None:
         directory.open(overwrite=config.run.overwrite)
-        if directory.last.exists() and directory.config.exists():
+        if directory.begun() and directory.config.exists():
             old, new = to_dict(load_config(directory.config)), to_dict(config)
             _check_same(old, new, path)
         save_config(config, directory.config)
@@ -253,7 +268,7 @@ def open_directory(config: TrainConfig, world: World) -> RunDirectory:
 def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     """A run goes on with the settings it began with, but for where it runs and how long."""
     free = {("run", "output"), ("run", "overwrite"), ("run", "save_every"), ("run", "log_every"), ("run", "device"),
-            ("data", "workers")}  # fmt: skip
+            ("run", "trackers"), ("data", "workers")}  # fmt: skip
     changed = [
         f"{group}.{key} was {value!r}, is {new[group][key]!r}"
         for group, settings in old.items()

@@ -1,7 +1,7 @@
 """The run directory: what a run leaves there, and how it goes on from it.
 
     config.yaml      the whole resolved configuration
-    last.pt          everything that the run needs to go on: written whole or not at all
+    last.pt          everything that the run needs to go on: written whole or not at all (with shards: last-NUMBER/)
     best/            the best model as one artefact: `opsin.load("RUN/best")`
     history.csv      a row per epoch
     log.jsonl        a line every few steps
@@ -13,6 +13,7 @@ after the last checkpoint is cut off when the run goes on, since it comes again.
 import csv
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from opsin.errors import OpsinError
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "explained", "remove"]
 
 
 class RunDirectory:
@@ -48,6 +49,16 @@ class RunDirectory:
         if overwrite:
             for file in (self.config, self.last, self.history, self.log, self.report):
                 file.unlink(missing_ok=True)
+            for folder in self.folders():
+                remove(folder)
+
+    def folders(self) -> list[Path]:
+        """States of a run with shards, the newest last; see `opsin.train.sharded`."""
+        return sorted(self.path.glob("last-[0-9]*"))
+
+    def begun(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self.last.exists() or bool(self.folders())
 
     def close(self) -> None:
         self._lock.release()
@@ -111,6 +122,14 @@ class RunDirectory:
         with explained(self.log, part):
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             part.replace(self.log)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, of which no half is ever seen under its name."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 @contextmanager

@@ -233,7 +233,8 @@ class RunSettings:
         patience: epochs without a better one after which to stop; 0 never stops.
         save_every: seconds between checkpoints within an epoch.
         log_every: steps between lines of the log.
-        fsdp: shard the model over the ranks.
+        fsdp: shard weights, gradients and optimizer state over the ranks.
+        trackers: where the numbers go as well: tensorboard, trackio, wandb.
     """
 
     output: Path | None = None
@@ -249,6 +250,7 @@ class RunSettings:
     save_every: float = 120.0
     log_every: int = 20
     fsdp: bool = False
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -282,6 +284,8 @@ class TrainConfig:
             wrong.append("repeats and balance both choose the samples of an epoch")
         if self.loss.task == "regression" and (a.mixup or a.cutmix or self.loss.smoothing):
             wrong.append("mixup, cutmix and smoothing are for classes, not for regression")
+        if self.run.fsdp and self.model.channels_last:
+            wrong.append("fsdp splits weights by rows, which channels_last does not have in a row")
         if self.optim.accumulate < 1 or self.data.batch_size < 1:
             wrong.append("accumulate and batch_size must be at least 1")
         if wrong:
@@ -345,6 +349,8 @@ def _typed(value: Any, hint: Any, owner: str) -> Any:
             hint = did_you_mean(str(value), map(str, args)) or f" It can be {', '.join(map(str, args))}."
             raise OpsinError(f"{owner} cannot be {value!r}.{hint}")
         return value
+    if origin is tuple and isinstance(value, list | tuple) and args[-1] is Ellipsis:
+        return tuple(_typed(one, args[0], owner) for one in value)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
         return tuple(_typed(one, arg, owner) for one, arg in zip(value, args, strict=True))
     if origin is dict and isinstance(value, Mapping):

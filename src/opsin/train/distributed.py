@@ -5,7 +5,7 @@ torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; SLURM and OpenMPI have variables 
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from opsin.errors import OpsinError
 
-__all__ = ["World", "connect", "get_random_state", "seed_everything", "set_random_state"]
+__all__ = ["World", "connect", "get_random_state", "local", "seed_everything", "set_random_state"]
 
 # (rank, world size, rank on this machine) as the launchers call them
 LAUNCHERS = (
@@ -74,10 +74,21 @@ class World:
             raise box[1]
         return box[0]
 
+    def align(self, model: nn.Module) -> None:
+        """Give the model of every process the weights of the first."""
+        if self.size > 1:
+            for value in model.state_dict().values():
+                dist.broadcast(value, src=0)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+
+def local(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with this process' part of each sharded tensor; all share memory with the originals."""
+    return {key: value.to_local() if hasattr(value, "to_local") else value for key, value in state.items()}
 
 
 @contextmanager

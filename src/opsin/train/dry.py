@@ -50,7 +50,7 @@ def _try(run: Any) -> dict[str, float]:
     updates.close()
     run.model.eval()
     start = time.perf_counter()
-    with torch.inference_mode():
+    with run.gathered(run.model), torch.inference_mode():
         for _, batch in zip(range(STEPS), run.eval_loader, strict=False):
             run.task.metrics().update(run.model(batch.images), run.task.prepare(batch.targets))
     judged = (time.perf_counter() - start) / STEPS

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from opsin.errors import OpsinError
+from opsin.train.distributed import local
 
 __all__ = ["Ema"]
 
@@ -38,7 +39,7 @@ class Ema:
         """Move the average towards the model."""
         self.updates += 1
         share = 1 - self.decay_at(self.updates)
-        ours, theirs = self.average.state_dict(), model.state_dict()
+        ours, theirs = local(self.average.state_dict()), local(model.state_dict())
         floats = [key for key, value in ours.items() if value.is_floating_point()]
         torch._foreach_lerp_([ours[key] for key in floats], [theirs[key] for key in floats], share)
         for key in ours.keys() - set(floats):  # counters are taken over as they are

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 import opsin
 from opsin.catalog import PretrainedCfg, labels_for
-from opsin.errors import UnknownModelError, WeightsError
+from opsin.errors import UnknownModelError, WeightsError, check_choice
 from opsin.models._registry import find_family
 from opsin.weights.fetch import hub_file, split_hub_name, sync
 from opsin.weights.read import read_metadata
 from opsin.weights.sources import HUB_PREFIXES, LOCAL_PREFIX
 
-__all__ = ["CONFIG", "WEIGHTS", "read_config", "save"]
+__all__ = ["CONFIG", "TASKS", "WEIGHTS", "read_config", "read_task", "save"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ROOT_KEYS = ("num_classes", "global_pool")  # transformers refuses them inside `model_args`
 SOURCES = ("architecture", "file", "url", "hf_hub_id", "hf_hub_filename", "custom_load")
+TASKS = ("single", "multi", "regression")  # what the outputs of a model can mean
 RECORD_KEYS = {field.name for field in fields(PretrainedCfg)}
 
 
@@ -38,6 +39,8 @@ def save(
     label_descriptions: Mapping[str, str] | None = None,
     license: str | None = None,
     recipe: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a model that needs nothing else to be loaded and used: `opsin.load(directory)`.
 
@@ -49,16 +52,21 @@ def save(
         label_descriptions: label name -> words.
         license: of the weights; by default that of the weights the model began with.
         recipe: how the weights came to be; anything JSON can hold.
+        task: what the outputs mean: "single" label (as when it is left out), "multi" labels or "regression"; the
+            `target_scale` of a recipe tells the mean and deviation of numbers.
+        state: weights to write in place of the model's own, such as those gathered from the parts of several processes.
 
     Returns:
         The directory. Raises WeightsError when a label list does not match the classes.
     """
     directory = Path(directory)
-    state = _independent(model.state_dict())
+    if task is not None:
+        check_choice(task, TASKS, what="task")
+    weights = _independent(model.state_dict() if state is None else state)
     config, mark = _config(model, label_names, label_descriptions, license, recipe), uuid.uuid4().hex
-    config["opsin"]["mark"] = mark
+    config["opsin"] |= {"mark": mark} if task is None else {"mark": mark, "task": task}
     with _whole(directory) as place:
-        save_file(state, place / WEIGHTS, metadata={"format": "pt", "opsin_mark": mark})
+        save_file(weights, place / WEIGHTS, metadata={"format": "pt", "opsin_mark": mark})
         (place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for name in (WEIGHTS, CONFIG):
             (place / name).chmod(0o644)
@@ -91,6 +99,13 @@ def read_config(source: str | Path, *, cache_dir: str | Path | None = None) -> d
     # files of old hub uploads are flat: the record stands at the root
     record = config.get("pretrained_cfg", config)
     return config | {"pretrained_cfg": {k: v for k, v in record.items() if k in RECORD_KEYS and v is not None}}
+
+
+def read_task(config: Mapping[str, Any]) -> tuple[str, dict[str, list[float]] | None]:
+    """What the outputs of a saved model mean, of its `read_config`; and the mean and std of numbers."""
+    own = config.get("opsin") or {}
+    scale = (own.get("recipe") or {}).get("target_scale")
+    return own.get("task") or ("regression" if scale else "single"), scale
 
 
 def _check_pair(config: dict[str, Any], path: Path) -> None:
