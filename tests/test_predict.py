@@ -591,7 +591,7 @@ def test_what_load_takes_a_source_for(source, name, tmp_path, monkeypatch):
     (tmp_path / "resnet34").mkdir()  # no model in it
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "config.json").write_text("{}")
-    assert predictor_module._model_name(source) == name
+    assert predictor_module.model_name(source) == name
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def predict(
     Args:
         inputs: Files, folders, patterns, URLs, or - for standard input (a picture, or a list of paths).
         model: A model name, a folder written by opsin.save, or hf-hub:org/repo.
-        topk: Classes to name per picture.
+        topk: Classes to name per picture; of several labels at once those above 50%, numbers all.
         json: Write JSON.
         csv: Write CSV, one row per picture and class.
         output: Write to this file; .json and .csv choose the format.
@@ -57,6 +57,8 @@ def predict(
         if len(images) > MAX_CARDS:  # said before the work, not after it
             raise OpsinError(f"--sheet takes at most {MAX_CARDS} pictures; these are {len(images)}")
     predictor = load(source, device=device, batch_size=batch_size)
+    if sheet is not None and predictor.task == "regression":
+        raise OpsinError("--sheet shows classes, but this model predicts numbers")
     results, seconds = run(predictor, images, topk)
     write(results, form, output)
     if sheet is not None:
@@ -151,11 +153,18 @@ def _json(results: list[Any]) -> str:
 def _csv(results: list[Any]) -> str:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
+    if _numbers(results):
+        rows.writerow(["source", "index", "value", "error"])
+        for result in results:
+            rows.writerows([result.source, i, f"{value:.7g}", None] for i, value in enumerate(result.values or ()))
+            if result.error is not None:
+                rows.writerow([result.source, None, None, result.error])
+        return out.getvalue()
     rows.writerow(["source", "rank", "label", "index", "probability", "description", "id", "error"])
     for result in results:
         for rank, s in enumerate(result.labels, 1):
             rows.writerow([result.source, rank, s.label, s.index, f"{s.probability:.6f}", s.description, s.id, None])
-        if result.error is not None:
+        if not result.labels:
             rows.writerow([result.source, *[None] * 6, result.error])
     return out.getvalue()
 
@@ -164,9 +173,18 @@ def _plain(results: list[Any]) -> str:
     """One line per picture. The unreadable are among them, so that lines and pictures match."""
     lines = []
     for result in results:
-        told = ", ".join(f"{s.label} {s.probability:.1%}" for s in result.labels)
+        told = ", ".join(f"{s.label} {s.probability:.1%}" for s in result.labels) or _values(result)
         lines.append(f"{result.source}: {told}" if result.error is None else f"{result.source}: error")
     return "\n".join(lines) + "\n"
+
+
+def _numbers(results: list[Any]) -> bool:
+    return any(result.values is not None for result in results)
+
+
+def _values(result: Any) -> str:
+    """The numbers of a picture; of one that no label fits, that there is none."""
+    return "none" if result.values is None else ", ".join(f"{value:.5g}" for value in result.values)
 
 
 def _table(results: list[Any]) -> None:
@@ -180,6 +198,9 @@ def _table(results: list[Any]) -> None:
         console.print(Text(result.source, style="bold"), soft_wrap=True)
         if result.error is not None:
             console.print(Text("  could not be read", style="red"))
+            continue
+        if not result.labels:
+            console.print(f"  {_values(result)}", highlight=False)
             continue
         table = Table(box=None, pad_edge=True, show_header=False, padding=(0, 0, 0, 2))
         table.add_column(width=min(widest, max(console.width - 37, 10)), overflow="ellipsis", no_wrap=True)

@@ -20,10 +20,16 @@ from torch import Tensor, nn
 
 from opsin.catalog.labels import LabelSet, labels_for
 from opsin.data.images import Source, describe, open_image
+from opsin.data.labels import TargetScale
 from opsin.data.preprocess import Preprocess
-from opsin.errors import ImageError, OpsinError
+from opsin.errors import ImageError, OpsinError, check_choice
+from opsin.weights.artefact import TASKS, read_config, read_task
+from opsin.weights.sources import HUB_PREFIXES, LOCAL_PREFIX
 
 __all__ = ["Prediction", "Predictor", "Score", "load", "model_name"]
+
+
+MORE_LIKELY_THAN_NOT = 0.5
 
 
 class Label(NamedTuple):
@@ -49,15 +55,21 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The most probable classes of one picture, best first; or, from `Predictor.stream`, why it could not be read."""
+    """The most probable classes of one picture, best first; or, from `Predictor.stream`, why it could not be read.
+
+    Where several labels may hold at once, those that are more probable than not. A model of numbers gives `values`, in
+    the units of the targets it learnt, and no labels.
+    """
 
     source: str
     labels: tuple[Score, ...] = ()
     error: str | None = None
+    values: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, ready for JSON."""
-        return asdict(self)
+        """The fields as plain values, ready for JSON: `labels` or `values`."""
+        absent = "values" if self.values is None else "labels"
+        return {key: value for key, value in asdict(self).items() if key != absent}
 
 
 class Predictor:
@@ -70,12 +82,14 @@ class Predictor:
         labels: one name per class, in class order. By default those of the model's record, else those of the
             well-known set with as many classes, else the class numbers.
         descriptions: longer words for `labels`: `{label: words}`.
+        task: what the outputs mean: one label ("single"), any number of labels ("multi"), or numbers ("regression").
+        scale: of the numbers, which come in its units; None leaves them as the model gives them.
         device: where to compute; None leaves the model where it is.
         batch_size: pictures per forward pass.
         workers: threads that read and resize.
 
     Raises:
-        OpsinError: a model without a classifier, or labels that do not fit its classes.
+        OpsinError: a model without a classifier, labels that do not fit its classes, or a scale without numbers.
     """
 
     def __init__(
@@ -85,6 +99,8 @@ class Predictor:
         preprocess: Preprocess | None = None,
         labels: Sequence[str] | None = None,
         descriptions: Mapping[str, str] | None = None,
+        task: str = "single",
+        scale: TargetScale | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 32,
         workers: int | None = None,
@@ -94,6 +110,10 @@ class Predictor:
         self.num_classes: int = model.num_classes  # type: ignore[assignment]
         if self.num_classes < 1:
             raise OpsinError("this model has no classifier (num_classes=0); Predictor needs one")
+        check_choice(task, TASKS, what="task")
+        if scale is not None and (task != "regression" or len(scale.mean) != self.num_classes):
+            raise OpsinError(f"a scale of {len(scale.mean)} numbers for {self.num_classes} outputs of a {task} task")
+        self.task, self.scale = task, scale
         self.model = (model if device is None else model.to(device)).eval()
         self.preprocess = preprocess or Preprocess.from_model(model)
         self.labels = _own_labels(model) if labels is None else _named(labels, descriptions)
@@ -121,7 +141,8 @@ class Predictor:
         Args:
             images: one of what `open_image` takes, or an iterable of them, or an array (B, H, W, C); or tensors that
                 are ready for the model, (C, H, W) or (B, C, H, W), normalised.
-            topk: classes to name, at most all there are.
+            topk: classes to name, at most all there are; of several labels at once only those above 0.5 are. Numbers
+                all come.
 
         Raises:
             ImageError: a picture cannot be read; it is named. (`stream` goes on past it.)
@@ -164,11 +185,32 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, batch: Tensor) -> Tensor:
-        """Class probabilities (B, num_classes), float32 on the CPU, of a normalised batch (B, C, H, W)."""
+        """Class probabilities (B, num_classes), float32 on the CPU, of a normalised batch (B, C, H, W).
+
+        They are those of each class alone where several labels may hold at once.
+
+        Raises:
+            OpsinError: a model of numbers, which has none.
+        """
+        if self.task == "regression":
+            raise OpsinError("this model predicts numbers, which have no probabilities: see `values`")
+        logits = self._outputs(batch)
+        return (logits.softmax(-1) if self.task == "single" else logits.sigmoid()).cpu()
+
+    @torch.inference_mode()
+    def values(self, batch: Tensor) -> Tensor:
+        """Numbers (B, num_classes), in the units of the targets, of a normalised batch (B, C, H, W); raises
+        `OpsinError` for a model of classes."""
+        if self.task != "regression":
+            raise OpsinError("this model predicts classes, not numbers: see `probabilities`")
+        outputs = self._outputs(batch)
+        return (outputs if self.scale is None else self.scale.inverse(outputs)).cpu()
+
+    def _outputs(self, batch: Tensor) -> Tensor:
         logits = self.model(batch.to(self.device, self.dtype))
         if logits.shape != (len(batch), self.num_classes):
             raise OpsinError(f"the model gave {tuple(logits.shape)}, not ({len(batch)}, {self.num_classes}) logits")
-        return logits.float().softmax(-1).cpu()
+        return logits.float()
 
     def _read(self, image: Source) -> Tensor:
         # uint8 here and the float arithmetic per batch: torch's own threads stay out of these
@@ -183,11 +225,11 @@ class Predictor:
                 errors.append(None)
             except ImageError as error:
                 errors.append(str(error))
-        found: Iterator[tuple[Score, ...]] = iter(())
+        found: Iterator[dict[str, Any]] = iter(())
         if pixels:
-            found = self._scores(self.preprocess.normalize(torch.stack(pixels).to(self.device)), topk)
+            found = self._answers(self.preprocess.normalize(torch.stack(pixels).to(self.device)), topk)
         return [
-            Prediction(name, next(found)) if error is None else Prediction(name, error=error)
+            Prediction(name, **next(found)) if error is None else Prediction(name, error=error)
             for (name, _), error in zip(batch, errors, strict=True)
         ]
 
@@ -198,16 +240,23 @@ class Predictor:
                 f"expected normalised floats (B, {self.channels}, H, W), got {tuple(batch.shape)} {batch.dtype}; "
                 "pictures that are not prepared yet go in as arrays or Pillow images"
             )
-        scores = itertools.chain.from_iterable(self._scores(part, topk) for part in batch.split(self.batch_size))
-        return [Prediction(f"tensor[{i}]", labels) for i, labels in enumerate(scores)]
+        answers = itertools.chain.from_iterable(self._answers(part, topk) for part in batch.split(self.batch_size))
+        return [Prediction(f"tensor[{i}]", **answer) for i, answer in enumerate(answers)]
 
-    def _scores(self, batch: Tensor, topk: int) -> Iterator[tuple[Score, ...]]:
+    def _answers(self, batch: Tensor, topk: int) -> Iterator[dict[str, Any]]:
+        """What is said of each picture: the fields of its `Prediction`."""
+        if self.task == "regression":
+            yield from ({"values": tuple(row)} for row in self.values(batch).tolist())
+            return
+        least = MORE_LIKELY_THAN_NOT if self.task == "multi" else -1.0
         best = self.probabilities(batch).topk(min(topk, self.num_classes))
         for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            yield tuple(
+            scores = tuple(
                 Score(self.labels[i].name, i, value, self.labels[i].description, self.labels[i].id)
                 for value, i in zip(values, indices, strict=True)
+                if value > least
             )
+            yield {"labels": scores}
 
 
 def load(
@@ -228,8 +277,13 @@ def load(
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = create_model(model_name(source), pretrained=True)
-    return Predictor(model, device=device, batch_size=batch_size)
+    name = model_name(source)
+    model = create_model(name, pretrained=True)
+    task, scale = "single", None
+    if name.startswith((*HUB_PREFIXES, LOCAL_PREFIX)):
+        task, learnt = read_task(read_config(name))
+        scale = TargetScale(tuple(learnt["mean"]), tuple(learnt["std"])) if learnt else None
+    return Predictor(model, task=task, scale=scale, device=device, batch_size=batch_size)
 
 
 def model_name(source: str | os.PathLike[str]) -> str:
