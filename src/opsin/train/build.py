@@ -193,7 +193,7 @@ def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
     options |= {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(m, k)) is not None}
     if m.img_size is not None and _has_fixed_size(m.model):
         options["img_size"] = m.img_size
-    model = create_model(m.model, pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options)
+    model: Any = create_model(m.model, pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options)
     if m.grad_checkpointing:
         model.set_grad_checkpointing()
     if m.split_bn:
