@@ -124,6 +124,7 @@ class Run:
     # --- training ---------------------------------------------------------------------------------------------------
 
     def begin_epoch(self) -> None:
+        self.clock = time.perf_counter()
         self.forward.train()
         self.thaw()
         off = self.config.augment.mixup_off_epoch
