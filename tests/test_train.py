@@ -147,34 +147,38 @@ EVERYTHING = [
 
 
 def start(photos, out, *more, ranks=1):
+    """The processes of a run: started one by one, since torchrun's workers would outlive it when it is killed."""
     command = [sys.executable, "-m", "opsin", "train", str(photos), *EVERYTHING, "--output", str(out), *more]
-    if ranks > 1:
-        port = str(random.randint(20000, 40000))
-        launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port", port]
-        command[1:2] = launch
-        command[command.index("opsin", 3)] = "opsin"
-        command = [sys.executable, *launch, "-m", *command[len(launch) + 1 :]]
-    return subprocess.Popen(command, env=ENV, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    place = {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(random.randint(20000, 40000))}
+    envs = [ENV | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    return [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for env in envs]
+
+
+def finish(processes, status=0):
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [status] * len(processes), said
+    return said
 
 
 def kill_now_and_then(photos, out, kills, *more, ranks=1, seed=0):
-    """Start again and again, each time killed with -9 at a random moment after some progress; then to the end."""
-    rng, done = random.Random(seed), 0
+    """Start again and again, each time killed with -9 at a random moment after some progress; then to the end. Returns
+    how many updates were logged at each kill."""
+    rng, seen = random.Random(seed), []
     for _ in range(kills):
-        process = start(photos, out, *more, ranks=ranks)
-        log, before = out / "log.jsonl", _lines(out)
-        while process.poll() is None and _lines(out) < before + rng.randint(1, 3):
+        processes = start(photos, out, *more, ranks=ranks)
+        wanted = _lines(out) + rng.randint(1, 3)
+        while all(process.poll() is None for process in processes) and _lines(out) < wanted:
             time.sleep(0.02)
         time.sleep(rng.random() * 0.3)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            done += 1
-        process.communicate()
-        assert log.exists()
-    process = start(photos, out, *more, ranks=ranks)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return done
+        for process in processes:
+            process.kill()
+        codes = [process.wait() for process in processes]
+        for process in processes:
+            process.stderr.close()
+        if codes == [-signal.SIGKILL] * ranks:
+            seen.append(_lines(out))
+    finish(start(photos, out, *more, ranks=ranks))
+    return seen
 
 
 def _lines(out):
@@ -184,11 +188,10 @@ def _lines(out):
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 2)])
 def test_a_run_that_is_killed_ends_with_the_same_bits(photos, tmp_path, ranks, kills):
-    whole = start(photos, tmp_path / "whole", "--workers", "1", ranks=ranks)
-    _, said = whole.communicate(timeout=300)
-    assert whole.returncode == 0, said
-    done = kill_now_and_then(photos, tmp_path / "killed", kills, "--workers", "1", ranks=ranks)
-    assert done >= 1
+    finish(start(photos, tmp_path / "whole", "--workers", "1", ranks=ranks))
+    seen = kill_now_and_then(photos, tmp_path / "killed", kills, "--workers", "1", ranks=ranks)
+    assert seen
+    assert 0 < seen[0] < _lines(tmp_path / "whole")  # in the middle
     first, second = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed"))
     assert same(second["model"], first["model"])
     assert same(second["ema"]["average"], first["ema"]["average"])
@@ -201,18 +204,15 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(photos, tmp_path, ranks, k
 
 def test_sigterm_saves_and_leaves(photos, tmp_path):
     out = tmp_path / "run"
-    process = start(photos, out, "--workers", "0", "--save-every", "1000")
+    (process,) = start(photos, out, "--workers", "0", "--save-every", "1000")
     while process.poll() is None and _lines(out) < 1:
         time.sleep(0.02)
     process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    (said,) = finish([process], status=128 + signal.SIGTERM)
     assert "stopped by SIGTERM" in said
     assert (out / "last.pt").exists()
-    whole = start(photos, tmp_path / "whole", "--workers", "0")
-    whole.communicate(timeout=300)
-    again = start(photos, out, "--workers", "0", "--save-every", "1000")
-    again.communicate(timeout=300)
+    finish(start(photos, tmp_path / "whole", "--workers", "0"))
+    finish(start(photos, out, "--workers", "0", "--save-every", "1000"))
     assert same(weights(out), weights(tmp_path / "whole"))
 
 

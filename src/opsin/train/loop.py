@@ -283,7 +283,11 @@ class Run:
 
     def save(self) -> None:
         """Write everything that the run needs to go on."""
-        own = {"random": get_random_state(), "loader": self.train_loader.state_dict()}
+        own = {
+            "random": get_random_state(),
+            "loader": self.train_loader.state_dict(),
+            "buffers": [buffer.cpu() for buffer in self.own_buffers()],
+        }
         ranks = self.world.gather(own | {"loss": [self.loss_sum, self.loss_count]})
         state = {
             "world_size": self.world.size,
@@ -304,6 +308,13 @@ class Run:
             state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
             self.directory.save(state | {"ema": self.ema.state_dict() if self.ema else None})
         self.saved_at = time.perf_counter()
+
+    def own_buffers(self) -> list[Tensor]:
+        """What each rank has of its own, such as running statistics: of the model, then of the average."""
+        if self.world.size == 1 or self.config.run.fsdp:  # in shards they are kept with these
+            return []
+        models = [self.model, *([self.ema.average] if self.ema else [])]
+        return [buffer for model in models for buffer in model.buffers()]
 
     def resume(self) -> None:
         """Go on where the last checkpoint stands, if there is one."""
@@ -334,6 +345,8 @@ class Run:
         )  # fmt: skip
         self.best = (int(state["best"][0]), state["best"][1]) if state["best"] else None
         own = state["ranks"][self.world.rank]
+        for place, value in zip(self.own_buffers(), own["buffers"], strict=True):
+            place.copy_(value)
         self.train_loader.load_state_dict(own["loader"])
         self.loss_sum, self.loss_count = own["loss"]
         if self.world.first:
