@@ -24,6 +24,7 @@ def data(
     model: str | None = None,
     split: str | None = None,
     class_map: str | None = None,
+    target: tuple[str, ...] = (),
     output: Path | None = Path("data.png"),
     samples: int = 10,
     views: int = 4,
@@ -46,6 +47,7 @@ def data(
             compare the classes with.
         split: only this split; by default training and validation.
         class_map: file or folder of a saved model that numbers the classes.
+        target: column of the labels, where the data has columns; several are a head each.
         output: file of the sheet.
         samples: rows of the sheet.
         views: augmented versions of each sample.
@@ -57,7 +59,7 @@ def data(
     """
     from opsin.data.survey import duplicates
 
-    readers = _open(where, split, class_map)
+    readers = _open(where, split, {"class_map": class_map, **({"target": target} if target else {})})
     founds = [_survey(reader, title, limit, workers) for title, reader in readers.items()]
     twins = duplicates(*founds)
     leaks = [group for group in twins if len({title for title, _ in group}) > 1]
@@ -72,20 +74,20 @@ def data(
     return 1 if leaks or mismatch or any(found.errors for found in founds) else 0
 
 
-def _open(where: str, split: str | None, class_map: str | None) -> dict[str, Any]:
+def _open(where: str, split: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """The training and validation readers, or the one split that is asked for, or the whole of an undivided stream."""
     from opsin.data.readers import StreamReader, open_reader
 
     if split is not None:
-        return {split: open_reader(where, split=split, class_map=class_map)}
+        return {split: open_reader(where, split=split, **options)}
     try:
-        whole = open_reader(where, class_map=class_map)
+        whole = open_reader(where, **options)
     except OpsinError:  # a dataset in parts has no whole
         whole = None
     if isinstance(whole, StreamReader) or (whole is not None and whole.task == "unlabelled"):
         return {"all": whole}
     try:
-        return {part: open_reader(where, split=part, class_map=class_map) for part in ("train", "validation")}
+        return {part: open_reader(where, split=part, **options) for part in ("train", "validation")}
     except OpsinError:
         if whole is None:
             raise
@@ -244,6 +246,7 @@ def _draw(
 ) -> None:  # fmt: skip
     from opsin.data.pen import save_image
     from opsin.data.preprocess import Preprocess
+    from opsin.data.readers import in_words
     from opsin.data.transforms import EvalTransform, TrainTransform
     from opsin.data.views import pick, view_sheet
 
@@ -264,6 +267,8 @@ def _draw(
     names = reader.classes
 
     def label(target: Any) -> str:
+        if reader.heads:
+            return ", ".join(in_words(reader.heads, target))
         if names is not None and isinstance(target, int):
             return names[target]
         return ", ".join(names[i] for i in target) if names is not None and isinstance(target, tuple) else str(target)

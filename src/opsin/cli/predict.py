@@ -153,6 +153,13 @@ def _json(results: list[Any]) -> str:
 def _csv(results: list[Any]) -> str:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
+    if any(result.heads for result in results):
+        rows.writerow(["source", "head", "rank", "label", "index", "probability", "value", "error"])
+        for result in results:
+            rows.writerows([result.source, *row, None] for row in _head_rows(result))
+            if result.error is not None:
+                rows.writerow([result.source, *[None] * 6, result.error])
+        return out.getvalue()
     if _numbers(results):
         rows.writerow(["source", "index", "value", "error"])
         for result in results:
@@ -169,13 +176,29 @@ def _csv(results: list[Any]) -> str:
     return out.getvalue()
 
 
+def _head_rows(result: Any) -> Iterator[list[Any]]:
+    """Head, rank, label, index, probability and value of all that several heads say of a picture."""
+    for name, answer in (result.heads or {}).items():
+        for rank, s in enumerate(answer.labels, 1):
+            yield [name, rank, s.label, s.index, f"{s.probability:.6f}", None]
+        for i, value in enumerate(answer.values or ()):
+            yield [name, None, None, i, None, f"{value:.7g}"]
+
+
 def _plain(results: list[Any]) -> str:
     """One line per picture. The unreadable are among them, so that lines and pictures match."""
     lines = []
     for result in results:
-        told = ", ".join(f"{s.label} {s.probability:.1%}" for s in result.labels) or _values(result)
+        if result.heads:
+            told = "; ".join(f"{name}: {_said(answer)}" for name, answer in result.heads.items())
+        else:
+            told = _said(result)
         lines.append(f"{result.source}: {told}" if result.error is None else f"{result.source}: error")
     return "\n".join(lines) + "\n"
+
+
+def _said(answer: Any) -> str:
+    return ", ".join(f"{s.label} {s.probability:.1%}" for s in answer.labels) or _values(answer)
 
 
 def _numbers(results: list[Any]) -> bool:
@@ -193,24 +216,33 @@ def _table(results: list[Any]) -> None:
     from rich.text import Text
 
     console = Console()
-    widest = max((len(score.label) for result in results for score in result.labels), default=1)
-    for result in results:
-        console.print(Text(result.source, style="bold"), soft_wrap=True)
-        if result.error is not None:
-            console.print(Text("  could not be read", style="red"))
-            continue
-        if not result.labels:
-            console.print(f"  {_values(result)}", highlight=False)
-            continue
+    answers = [one for result in results for one in (result.heads.values() if result.heads else [result])]
+    widest = max((len(score.label) for answer in answers for score in answer.labels), default=1)
+
+    def tell(answer: Any) -> None:
+        if not answer.labels:
+            console.print(f"  {_values(answer)}", highlight=False)
+            return
         table = Table(box=None, pad_edge=True, show_header=False, padding=(0, 0, 0, 2))
         table.add_column(width=min(widest, max(console.width - 37, 10)), overflow="ellipsis", no_wrap=True)
         table.add_column(width=6, justify="right", no_wrap=True)
         table.add_column(no_wrap=True)
-        for rank, score in enumerate(result.labels):
+        for rank, score in enumerate(answer.labels):
             style, dim, colour = ("", "", "blue") if rank == 0 else ("dim", "dim", "bright_black")
             percent = Text(f"{score.probability:.1%}", style=dim)
             table.add_row(Text(score.label, style=style), percent, Text(_bar(score.probability), style=colour))
         console.print(table)
+
+    for result in results:
+        console.print(Text(result.source, style="bold"), soft_wrap=True)
+        if result.error is not None:
+            console.print(Text("  could not be read", style="red"))
+        elif result.heads:
+            for name, answer in result.heads.items():
+                console.print(Text(f" {name}", style="blue"))
+                tell(answer)
+        else:
+            tell(result)
 
 
 def _bar(part: float, width: int = 24) -> str:

@@ -30,6 +30,7 @@ def validate(
     checkpoint: str | None = None,
     split: str | None = None,
     class_map: str | None = None,
+    target: tuple[str, ...] = (),
     num_classes: int | None = None,
     in_chans: int | None = None,
     img_size: int | None = None,
@@ -59,6 +60,7 @@ def validate(
         checkpoint: weights for the one model that is named, a file or URL, in place of the published ones.
         split: split of the data; by default all of undivided data, else its validation split.
         class_map: file that numbers the classes.
+        target: column of the labels, where the data has columns; several for a model of several heads.
         num_classes: outputs of the model that the checkpoint is of.
         in_chans: channels of the pictures that the model takes.
         img_size: side of the pictures, in pixels.
@@ -82,11 +84,11 @@ def validate(
     if num_classes is not None and checkpoint is None:
         raise OpsinError("--num-classes is for a --checkpoint; published weights and saved models have their own heads")
     check_output(output, KEY)
-    reader = _open(where, split, class_map)
+    reader = _open(where, split, class_map, target)
     building = {"in_chans": in_chans, "num_classes": num_classes}
     sizing = {"img_size": img_size, "crop_pct": crop_pct, "use_test_size": use_test_size}
     judging = {"tta": tta, "real": real, "all_classes": all_classes, "exact": exact}
-    asked = {"split": split, "class_map": class_map, **building, **sizing, **judging}
+    asked = {"split": split, "class_map": class_map, "target": target, **building, **sizing, **judging}
     asked["amp"] = None if amp == "none" else amp
     running = {"batch_size": batch_size, "workers": workers, "device": device, "amp": amp}
     rows = []
@@ -120,16 +122,17 @@ def _rank(row: dict[str, Any]) -> float:
     return next((sign * row[name] for name, sign in BEST.items() if row.get(name) is not None), float("inf"))
 
 
-def _open(where: str, split: str | None, class_map: str | None) -> Any:
+def _open(where: str, split: str | None, class_map: str | None, target: tuple[str, ...]) -> Any:
     """All of undivided data; of divided data the split, which is validation where none is named."""
     from opsin.data.readers import open_reader
 
+    options: dict[str, Any] = {"class_map": class_map, **({"target": target} if target else {})}
     if split is not None:
-        return open_reader(where, split=split, class_map=class_map)
+        return open_reader(where, split=split, **options)
     try:
-        return open_reader(where, class_map=class_map)
+        return open_reader(where, **options)
     except OpsinError:  # a dataset in parts has no whole
-        return open_reader(where, split="validation", class_map=class_map)
+        return open_reader(where, split="validation", **options)
 
 
 def _scores(
@@ -143,11 +146,11 @@ def _scores(
 
     amp, device = how.pop("amp"), how.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model, preprocess, scale = _build(name, checkpoint, building, sizing)
+        model, preprocess, said = _build(name, checkpoint, building, sizing)
         with _Progress(name, reader) as progress:
             scores = validate(
-                model, reader, preprocess=preprocess, scale=scale, device=device, progress=progress,
-                amp_dtype=None if amp == "none" else getattr(torch, amp), **how,
+                model, reader, preprocess=preprocess, scale=said.get("scale"), heads=said.get("heads", ()),
+                device=device, progress=progress, amp_dtype=None if amp == "none" else getattr(torch, amp), **how,
             )  # fmt: skip
     except Exception as error:  # whatever it is, the models after this one are not to suffer
         if not isinstance(error, OpsinError):
@@ -155,26 +158,28 @@ def _scores(
         print(f"opsin: {name}: {error}", file=sys.stderr)
         return {"error": (str(error).splitlines() or [type(error).__name__])[0]}
     size = preprocess.input_size[1:]
-    facts = {"img_size": "x".join(map(str, size if size[0] != size[1] else size[:1])), "crop_pct": preprocess.crop_pct}
+    facts: dict[str, Any] = {
+        "img_size": "x".join(map(str, size if size[0] != size[1] else size[:1])),
+        "crop_pct": preprocess.crop_pct,
+    }
     return facts | {k: round(v, 6) for k, v in scores.items()}
 
 
-def _build(name: str, checkpoint: str | None, building: dict[str, Any], sizing: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The model with its weights, how it sees pictures, and the scale of the numbers it predicts."""
-    from opsin.data.labels import TargetScale
+def _build(
+    name: str, checkpoint: str | None, building: dict[str, Any], sizing: dict[str, Any]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The model with its weights, how it sees pictures, and what its outputs say."""
     from opsin.data.preprocess import Preprocess, resolve_data_config
     from opsin.factory import create_model
-    from opsin.inference.predictor import model_name
+    from opsin.inference.predictor import meaning, model_name
     from opsin.models._index import MODELS
     from opsin.models._registry import find_family, get_pretrained_cfg, resolve_name
     from opsin.weights.artefact import read_config
 
-    source, scale = model_name(name), None
+    source = model_name(name)
     if source.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         config = read_config(source)
         architecture, record = config["architecture"], config.get("pretrained_cfg", {})
-        learnt = ((config.get("opsin") or {}).get("recipe") or {}).get("target_scale")
-        scale = TargetScale(tuple(learnt["mean"]), tuple(learnt["std"])) if learnt else None
     else:
         architecture, record = resolve_name(source)[0], get_pretrained_cfg(source).to_dict()
     side, options = sizing["img_size"], dict(building)
@@ -192,7 +197,7 @@ def _build(name: str, checkpoint: str | None, building: dict[str, Any], sizing: 
         model = create_model(source, checkpoint_path=checkpoint, **options)
     given = {"img_size": side, "crop_pct": sizing["crop_pct"]}
     found = resolve_data_config(given, model=model, use_test_size=sizing["use_test_size"])
-    return model, Preprocess(**found), scale
+    return model, Preprocess(**found), meaning(source)
 
 
 class _Progress:

@@ -70,12 +70,13 @@ class Raw:
 
 
 def collate_targets(targets: list[Any], num_classes: int, task: str) -> Tensor | None:
-    """(B,) int64 classes, (B, num_classes) float32 of 0 and 1 for several labels, float32 (B,) or (B, K), or None."""
+    """(B,) int64 classes, (B, num_classes) float32 of 0 and 1 for several labels, float32 (B,) or (B, K) of numbers or
+    of several heads, or None."""
     if task == "unlabelled":
         return None
     if task == "single":
         return torch.tensor(targets, dtype=torch.int64)
-    if task == "regression":
+    if task in ("regression", "heads"):
         return torch.tensor(targets, dtype=torch.float32)
     hot = torch.zeros(len(targets), num_classes)
     for row, labels in zip(hot, targets, strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from opsin.data.decode import open_picture
-from opsin.data.readers import Reader, Record, StreamReader
+from opsin.data.readers import Head, Reader, Record, StreamReader, label_rows
 from opsin.data.samplers import class_counts
 from opsin.errors import ImageError
 
@@ -52,6 +52,7 @@ class Found:
     task: str
     classes: tuple[str, ...] | None
     looks: list[Look] = field(default_factory=list)
+    heads: tuple[Head, ...] = ()
 
     @property
     def readable(self) -> list[Look]:
@@ -62,7 +63,13 @@ class Found:
         return [one for one in self.looks if one.error is not None]
 
     def counts(self) -> dict[str, int]:
-        """Samples per class, in class order; with several labels a sample counts for each."""
+        """Samples per class, in class order; with several labels, or heads, a sample counts for each."""
+        if self.heads:
+            rows = np.array([one.target for one in self.looks if one.target is not None])
+            names = [label for head in self.heads for label in head.labels]
+            found = class_counts(label_rows(self.heads, rows), len(names)).tolist()
+            numbers = {label for head in self.heads if head.classes is None for label in head.labels}
+            return {name: count for name, count in zip(names, found, strict=True) if name not in numbers}
         if self.task not in ("single", "multi") or self.classes is None:
             return {}
         targets = [one.target for one in self.looks if one.target is not None]  # a stream's faults have none
@@ -94,7 +101,7 @@ def survey(
 
     `progress` is called after each. Threads share the work: decoders let go of the interpreter.
     """
-    found = Found(title, reader.task, reader.classes)
+    found = Found(title, reader.task, reader.classes, heads=reader.heads)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         waiting: Iterable[Callable[[], Look]] = islice(_lookers(reader), limit)
         while chunk := list(islice(waiting, 256)):

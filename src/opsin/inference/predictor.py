@@ -6,51 +6,27 @@ the interpreter for the heavy part, so the two overlap.
 
 import itertools
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, overload
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from opsin.catalog.labels import LabelSet, labels_for
 from opsin.data.images import Source, describe, open_image
 from opsin.data.labels import TargetScale
 from opsin.data.preprocess import Preprocess
+from opsin.data.readers.heads import Head, spans
 from opsin.errors import ImageError, OpsinError, check_choice
+from opsin.inference._answers import Answer, Score, answers, named_labels, own_labels
 from opsin.weights.artefact import TASKS, read_config, read_task
 from opsin.weights.sources import HUB_PREFIXES, LOCAL_PREFIX
 
-__all__ = ["Prediction", "Predictor", "Score", "load", "model_name"]
-
-
-MORE_LIKELY_THAN_NOT = 0.5
-
-
-class Label(NamedTuple):
-    name: str
-    description: str | None
-    id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One class, the place it has in the logits, and its probability (0..1).
-
-    `label` is a name for people, unique in its set. ImageNet's classes have a `description` with all their words as
-    well, and their WordNet `id`; custom classes have what was saved with them.
-    """
-
-    label: str
-    index: int
-    probability: float
-    description: str | None = None
-    id: str | None = None
+__all__ = ["Answer", "Prediction", "Predictor", "Score", "load", "meaning", "model_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +34,22 @@ class Prediction:
     """The most probable classes of one picture, best first; or, from `Predictor.stream`, why it could not be read.
 
     Where several labels may hold at once, those that are more probable than not. A model of numbers gives `values`, in
-    the units of the targets it learnt, and no labels.
+    the units of the targets it learnt, and no labels. One with several heads gives `heads`, an answer by each's name.
     """
 
     source: str
     labels: tuple[Score, ...] = ()
     error: str | None = None
     values: tuple[float, ...] | None = None
+    heads: Mapping[str, Answer] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, ready for JSON: `labels` or `values`."""
-        absent = "values" if self.values is None else "labels"
-        return {key: value for key, value in asdict(self).items() if key != absent}
+        """The fields as plain values, ready for JSON: `labels`, `values` or `heads`."""
+        if self.heads is None:
+            said = Answer(self.labels, self.values).to_dict()
+        else:
+            said = {"heads": {name: answer.to_dict() for name, answer in self.heads.items()}}
+        return {"source": self.source, **said, "error": self.error}
 
 
 class Predictor:
@@ -82,8 +62,10 @@ class Predictor:
         labels: one name per class, in class order. By default those of the model's record, else those of the
             well-known set with as many classes, else the class numbers.
         descriptions: longer words for `labels`: `{label: words}`.
-        task: what the outputs mean: one label ("single"), any number of labels ("multi"), or numbers ("regression").
+        task: what the outputs mean: one label ("single"), any number of labels ("multi"), numbers ("regression"), or
+            some of each ("heads").
         scale: of the numbers, which come in its units; None leaves them as the model gives them.
+        heads: what stands one after the other in the outputs of a task of several heads.
         device: where to compute; None leaves the model where it is.
         batch_size: pictures per forward pass.
         workers: threads that read and resize.
@@ -101,6 +83,7 @@ class Predictor:
         descriptions: Mapping[str, str] | None = None,
         task: str = "single",
         scale: TargetScale | None = None,
+        heads: Sequence[Head] = (),
         device: str | torch.device | None = None,
         batch_size: int = 32,
         workers: int | None = None,
@@ -113,10 +96,14 @@ class Predictor:
         check_choice(task, TASKS, what="task")
         if scale is not None and (task != "regression" or len(scale.mean) != self.num_classes):
             raise OpsinError(f"a scale of {len(scale.mean)} numbers for {self.num_classes} outputs of a {task} task")
-        self.task, self.scale = task, scale
+        if (task == "heads") != bool(heads) or (heads and sum(head.outputs for head in heads) != self.num_classes):
+            wide = " + ".join(f"{head.outputs} ({head.name})" for head in heads) or "no heads"
+            raise OpsinError(f"{wide} for {self.num_classes} outputs of a {task} task")
+        self.task, self.scale, self.heads = task, scale, tuple(heads)
+        self._head_labels = [named_labels(head.classes or (), None) for head in self.heads]
         self.model = (model if device is None else model.to(device)).eval()
         self.preprocess = preprocess or Preprocess.from_model(model)
-        self.labels = _own_labels(model) if labels is None else _named(labels, descriptions)
+        self.labels = own_labels(model) if labels is None else named_labels(labels, descriptions)
         if len(self.labels) != self.num_classes:
             raise OpsinError(f"{len(self.labels)} labels for {self.num_classes} classes")
         self.batch_size = batch_size
@@ -194,6 +181,10 @@ class Predictor:
         """
         if self.task == "regression":
             raise OpsinError("this model predicts numbers, which have no probabilities: see `values`")
+        if self.heads:
+            raise OpsinError(
+                "this model has several heads, each with probabilities or numbers of its own: see `predict`"
+            )
         logits = self._outputs(batch)
         return (logits.softmax(-1) if self.task == "single" else logits.sigmoid()).cpu()
 
@@ -202,7 +193,8 @@ class Predictor:
         """Numbers (B, num_classes), in the units of the targets, of a normalised batch (B, C, H, W); raises
         `OpsinError` for a model of classes."""
         if self.task != "regression":
-            raise OpsinError("this model predicts classes, not numbers: see `probabilities`")
+            other = "`predict`" if self.heads else "`probabilities`"
+            raise OpsinError(f"this model predicts classes, not numbers: see {other}")
         outputs = self._outputs(batch)
         return (outputs if self.scale is None else self.scale.inverse(outputs)).cpu()
 
@@ -240,23 +232,24 @@ class Predictor:
                 f"expected normalised floats (B, {self.channels}, H, W), got {tuple(batch.shape)} {batch.dtype}; "
                 "pictures that are not prepared yet go in as arrays or Pillow images"
             )
-        answers = itertools.chain.from_iterable(self._answers(part, topk) for part in batch.split(self.batch_size))
-        return [Prediction(f"tensor[{i}]", **answer) for i, answer in enumerate(answers)]
+        found = itertools.chain.from_iterable(self._answers(part, topk) for part in batch.split(self.batch_size))
+        return [Prediction(f"tensor[{i}]", **fields) for i, fields in enumerate(found)]
 
     def _answers(self, batch: Tensor, topk: int) -> Iterator[dict[str, Any]]:
         """What is said of each picture: the fields of its `Prediction`."""
-        if self.task == "regression":
-            yield from ({"values": tuple(row)} for row in self.values(batch).tolist())
+        with torch.inference_mode():
+            outputs = self._outputs(batch).cpu()
+        if not self.heads:
+            for one in answers(outputs, self.task, self.labels, self.scale, topk):
+                yield {"labels": one.labels, "values": one.values}
             return
-        least = MORE_LIKELY_THAN_NOT if self.task == "multi" else -1.0
-        best = self.probabilities(batch).topk(min(topk, self.num_classes))
-        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            scores = tuple(
-                Score(self.labels[i].name, i, value, self.labels[i].description, self.labels[i].id)
-                for value, i in zip(values, indices, strict=True)
-                if value > least
-            )
-            yield {"labels": scores}
+        places = spans(head.outputs for head in self.heads)
+        parts = [
+            answers(outputs[:, place], head.task, labels, head.scale, topk)
+            for head, labels, place in zip(self.heads, self._head_labels, places, strict=True)
+        ]
+        names = [head.name for head in self.heads]
+        yield from ({"heads": dict(zip(names, row, strict=True))} for row in zip(*parts, strict=True))
 
 
 def load(
@@ -278,12 +271,16 @@ def load(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     name = model_name(source)
-    model = create_model(name, pretrained=True)
-    task, scale = "single", None
-    if name.startswith((*HUB_PREFIXES, LOCAL_PREFIX)):
-        task, learnt = read_task(read_config(name))
-        scale = TargetScale(tuple(learnt["mean"]), tuple(learnt["std"])) if learnt else None
-    return Predictor(model, task=task, scale=scale, device=device, batch_size=batch_size)
+    return Predictor(create_model(name, pretrained=True), **meaning(name), device=device, batch_size=batch_size)
+
+
+def meaning(name: str) -> dict[str, Any]:
+    """What the outputs of a model say, by its `model_name`: `task`, `scale` and `heads`, as `Predictor` takes them."""
+    if not name.startswith((*HUB_PREFIXES, LOCAL_PREFIX)):
+        return {}
+    found = read_task(read_config(name))
+    scale = TargetScale(tuple(found.scale["mean"]), tuple(found.scale["std"])) if found.scale else None
+    return {"task": found.task, "scale": scale, "heads": tuple(map(Head.from_dict, found.heads))}
 
 
 def model_name(source: str | os.PathLike[str]) -> str:
@@ -305,30 +302,3 @@ def model_name(source: str | os.PathLike[str]) -> str:
 def _check_topk(topk: int) -> None:
     if topk < 1:
         raise OpsinError(f"topk must be at least 1, not {topk}")
-
-
-def _own_labels(model: Any) -> list[Label]:
-    """The labels of the model's record, of the label set with as many classes, or plain numbers."""
-    record = model.pretrained_cfg
-    names = record.get("label_names")
-    if names is not None and len(names) == model.num_classes:  # a fresh head leaves the record's labels behind
-        return _named(names, record.get("label_descriptions"))
-    known = labels_for(model.num_classes)
-    if known is not None:
-        return _from_set(known)
-    return _named([str(i) for i in range(model.num_classes)], None)
-
-
-def _named(names: Sequence[str], descriptions: Mapping[str, str] | None) -> list[Label]:
-    words = descriptions or {}
-    known = labels_for(len(names))
-    if known is not None and known.synsets == tuple(names):
-        return _from_set(known)
-    if words and all(re.fullmatch(r"n\d{8}", name) for name in names):  # WordNet ids say nothing to a person
-        ids, lemmas = tuple(names), tuple(words.get(name, name) for name in names)
-        return _from_set(LabelSet("", ids, lemmas, ids))  # the ids tell apart what has the same words
-    return [Label(name, words.get(name), None) for name in names]
-
-
-def _from_set(labels: LabelSet) -> list[Label]:
-    return [Label(*row) for row in zip(labels.words, labels.lemmas, labels.synsets, strict=True)]

@@ -33,7 +33,7 @@ def contact_sheet(
     items = list(items)
     if not 0 < len(items) <= MAX_CARDS:
         raise OpsinError(f"a contact sheet takes 1 to {MAX_CARDS} pictures, not {len(items)}")
-    shown = max(len(prediction.labels[:rows]) for _, prediction in items) or 1
+    shown = max(len(_lines(prediction, rows)) for _, prediction in items) or 1
     height = PHOTO + 26 + shown * ROW + PAD
     columns = columns or _columns(len(items), height)
     columns = min(columns, len(items))
@@ -73,9 +73,22 @@ def _card(pen: Pen, source: Source, prediction: Prediction, x: int, y: int, heig
     if error is not None:
         pen.lines(x + PAD, y + PAD, error, ALARM, 11, room=inner, most=PHOTO // 17 - 1)
     pen.text(x + PAD, y + PHOTO + 6, Path(prediction.source).name or prediction.source, MUTED, 11, room=inner)
-    for i, score in enumerate(prediction.labels[:rows]):
-        row, percent = y + PHOTO + 26 + i * ROW, f"{score.probability:.1%}"
-        pen.text(x + PAD, row, score.label, INK, 11, room=inner - pen.length(percent, 11) - 8)
-        pen.text(x + PAD + inner, row, percent, MUTED, 11, anchor="ra")
-        pen.box(x + PAD, row + 14, inner, 3, TRACK, 1.5)
-        pen.box(x + PAD, row + 14, max(score.probability * inner, 3), 3, OTHERS if i else FIRST, 1.5)
+    for i, (label, share) in enumerate(_lines(prediction, rows)):
+        row, right = y + PHOTO + 26 + i * ROW, share if isinstance(share, str) else f"{share:.1%}"
+        pen.text(x + PAD, row, label, INK, 11, room=inner - pen.length(right, 11) - 8)
+        pen.text(x + PAD + inner, row, right, MUTED, 11, anchor="ra")
+        if not isinstance(share, str):
+            pen.box(x + PAD, row + 14, inner, 3, TRACK, 1.5)
+            pen.box(x + PAD, row + 14, max(share * inner, 3), 3, OTHERS if i else FIRST, 1.5)
+
+
+def _lines(prediction: Prediction, most: int) -> list[tuple[str, float | str]]:
+    """What a card says: labels with their probabilities; of several heads the best label of each, or its numbers."""
+    if prediction.heads is None:
+        return [(score.label, score.probability) for score in prediction.labels[:most]]
+    lines: list[tuple[str, float | str]] = []
+    for name, answer in prediction.heads.items():
+        if answer.values is not None:
+            lines.append((name, ", ".join(f"{value:.4g}" for value in answer.values)))
+        lines += [(f"{name}: {score.label}", score.probability) for score in answer.labels[:1]]
+    return lines

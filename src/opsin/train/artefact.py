@@ -33,7 +33,12 @@ def save_artefact(run: Any, model: Any) -> None:
         recipe = {"config": to_dict(run.config), "scores": run.history[-1]}
         if run.task.scale is not None:
             recipe["target_scale"] = {"mean": list(run.task.scale.mean), "std": list(run.task.scale.std)}
-        save(model, run.directory.best, label_names=run.task.classes, recipe=recipe, task=run.task.kind, state=state)
+        heads = run.task.heads
+        save(
+            model, run.directory.best, recipe=recipe, task=run.task.kind, state=state,
+            label_names=[label for head in heads for label in head.labels] or run.task.classes,
+            heads=[head.to_dict() for head in heads],
+        )  # fmt: skip
     finally:
         record.clear()
         record.update(old)

@@ -1,6 +1,6 @@
 """From a configuration to the parts of a run, one function a part."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from opsin.data.augment.mix import Mix
 from opsin.data.dataset import ImageDataset, StreamDataset, create_dataset
 from opsin.data.loader import Loader, create_loader
 from opsin.data.preprocess import Preprocess
-from opsin.data.readers import Reader, StreamReader, open_reader
+from opsin.data.readers import Reader, StreamReader, align_heads, open_reader, reader_options
 from opsin.data.samplers import Order, Repeated, Weighted, class_weights
 from opsin.data.transforms import EvalTransform, TrainTransform
 from opsin.errors import OpsinError
@@ -28,6 +28,7 @@ from opsin.train.config import TrainConfig, load_config, save_config, to_dict
 from opsin.train.distributed import World, seed_everything
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze
+from opsin.train.heads import HeadsTask
 from opsin.train.loop import Callback, Run
 from opsin.train.task import Task
 from opsin.train.trackers import create_trackers
@@ -47,7 +48,7 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     trackers = create_trackers(config.run.trackers)
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
-    task = Task.of(train_reader, config)
+    task = Task.of(train_reader, config).to(world.device)
     directory = open_directory(config, world)
     model = build_model(config, train_reader, task)
     preprocess = preprocess_of(config, model, train_reader)
@@ -86,8 +87,13 @@ def open_sets(config: TrainConfig) -> tuple[Reader | StreamReader, Reader | Stre
     if not d.data:
         raise OpsinError("no data given: name a folder, a list, a tar, wds:…, hf:… or digits")
     options: dict[str, Any] = {"class_map": d.class_map, "holdout": d.holdout, "seed": config.run.seed}
+    options |= d.reader_args | ({"target": d.target} if d.target else {})
+    if config.loss.task != "auto" and "task" in (reader_options(d.data) or ()):
+        options["task"] = config.loss.task
     train = open_reader(d.data, split=d.train_split, **options)
     judge = open_reader(d.data, split=d.val_split, **options)
+    if train.heads:
+        judge = align_heads(judge, train.heads, owner="training")  # type: ignore[arg-type]
     if train.classes is not None and judge.classes is not None and train.classes != judge.classes:
         strange = [name for name in judge.classes if name not in train.classes]
         if strange:
@@ -169,14 +175,18 @@ def _erasing(config: TrainConfig) -> RandomErasing | None:
     return RandomErasing(a.reprob, mode=a.remode, num_splits=a.aug_splits) if a.reprob else None
 
 
-def _mixing(config: TrainConfig, task: Task) -> Mix | None:
-    a = config.augment
+def _mixing(config: TrainConfig, task: Task) -> Callable[..., Any] | None:
+    a, smoothing = config.augment, config.loss.smoothing
     if not (a.mixup or a.cutmix):
         return None
-    return Mix(
+    mix = Mix(
         mixup_alpha=a.mixup, cutmix_alpha=a.cutmix, prob=a.mixup_prob, switch_prob=a.mixup_switch_prob,
-        mode=a.mixup_mode, label_smoothing=config.loss.smoothing, num_classes=task.outputs,
+        mode=a.mixup_mode, label_smoothing=0.0 if task.kind == "heads" else smoothing, num_classes=task.outputs,
+        multi_label=task.kind == "multi",
     )  # fmt: skip
+    if not isinstance(task, HeadsTask):
+        return mix
+    return lambda images, targets, generator: mix(images, task.shares(targets, smoothing), generator)
 
 
 # --- model ----------------------------------------------------------------------------------------------------------

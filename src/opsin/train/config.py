@@ -83,6 +83,8 @@ class DataSettings:
         train_split: name of the split to learn from.
         val_split: name of the split to judge by.
         class_map: file that numbers the classes.
+        target: column of the labels, where the data has columns; of several, not all numbers, each is a head.
+        reader_args: other arguments of the reader, such as root and separator of a list.
         holdout: share held out for validation where the data has no such split.
         batch_size: samples a step on each rank.
         eval_batch_size: the same for validation; None is `batch_size`.
@@ -97,6 +99,8 @@ class DataSettings:
     train_split: str = "train"
     val_split: str = "validation"
     class_map: str | None = None
+    target: tuple[str, ...] = ()
+    reader_args: dict[str, Any] = field(default_factory=dict)
     holdout: float = 0.1
     batch_size: int = 64
     eval_batch_size: int | None = None
@@ -159,13 +163,16 @@ class LossSettings:
         smoothing: of the labels.
         loss_args: other arguments of the loss.
         class_weights: 0 counts all classes alike, 1 weighs them by 1 / their number.
+        head_weights: of the losses of several heads, by name; 1 where none is named. The settings above are for the
+            heads whose kind they fit.
     """
 
-    task: Literal["auto", "single", "multi", "regression"] = "auto"
+    task: Literal["auto", "single", "multi", "regression", "heads"] = "auto"
     loss: str = "auto"
     smoothing: float = 0.0
     loss_args: dict[str, Any] = field(default_factory=dict)
     class_weights: float = 0.0
+    head_weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -282,8 +289,6 @@ class TrainConfig:
             wrong.append("the jsd loss compares aug_splits of a picture: at least 2")
         if self.data.repeats > 1 and self.data.balance:
             wrong.append("repeats and balance both choose the samples of an epoch")
-        if self.loss.task == "regression" and (a.mixup or a.cutmix or self.loss.smoothing):
-            wrong.append("mixup, cutmix and smoothing are for classes, not for regression")
         if self.run.fsdp and self.model.channels_last:
             wrong.append("fsdp splits weights by rows, which channels_last does not have in a row")
         if self.optim.accumulate < 1 or self.data.batch_size < 1:

@@ -46,14 +46,16 @@ class Metrics:
         self.targets.append(targets.detach().cpu().clone())  # a worker's memory would keep a file open each
 
     def compute(self, world: Any = None) -> dict[str, float]:
-        """All scores of `names`, over all processes of `world`."""
-        scores = torch.cat(self.scores) if self.scores else torch.empty(0, self.outputs)
-        targets = torch.cat(self.targets) if self.targets else torch.empty(0, dtype=torch.int64)
+        """All scores of `names`, over all processes of `world`; none where nothing was taken in."""
+        found = [(torch.cat(self.scores), torch.cat(self.targets))] if self.scores else []
         if world is not None and world.size > 1:
-            parts = [(s, t) for s, t in world.gather((scores, targets)) if len(s)]
-            scores, targets = (torch.cat(part) for part in zip(*parts, strict=True))
-        found = getattr(self, f"_{self.kind}")(scores, targets)
-        return {name: float(found[name]) for name in self.names}
+            found = [pair for pairs in world.gather(found) for pair in pairs]
+        found = [pair for pair in found if len(pair[0])]
+        if not found:
+            return {}
+        scores, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+        rates = getattr(self, f"_{self.kind}")(scores, targets)
+        return {name: float(rates[name]) for name in self.names}
 
     def _single(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
         best = logits.argmax(1)

@@ -1,19 +1,20 @@
 """What is learnt: the kind of targets, with the loss, the metrics and the width of the head that go with it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from opsin.data.labels import TargetScale
+from opsin.data.readers import Head
 from opsin.data.samplers import class_counts
 from opsin.errors import OpsinError
 from opsin.loss import create_loss
-from opsin.train.config import TrainConfig
+from opsin.train.config import LossSettings, TrainConfig
 from opsin.train.metrics import Metrics
 
-__all__ = ["Task"]
+__all__ = ["BEST", "Task"]
 
 BEST = {"single": "top1", "multi": "mAP", "regression": "mae"}  # what decides which checkpoint is best
 LOWER = ("loss", "mae", "rmse", "mse", "ece")  # better when lower
@@ -30,6 +31,7 @@ class Task:
         train_loss, eval_loss: of (outputs, targets).
         metric: name of the score that decides.
         scale: of regression targets, learnt from the training set.
+        heads: what the outputs are where they are of several kinds; see `opsin.train.heads`.
     """
 
     kind: str
@@ -38,7 +40,8 @@ class Task:
     train_loss: nn.Module
     eval_loss: nn.Module
     metric: str
-    scale: TargetScale | None = field(default=None)
+    scale: TargetScale | None = None
+    heads: tuple[Head, ...] = ()
 
     @classmethod
     def of(cls, reader: Any, config: TrainConfig) -> "Task":
@@ -51,31 +54,51 @@ class Task:
         kind = reader.task if config.loss.task == "auto" else config.loss.task
         if kind != reader.task:
             raise OpsinError(f"{reader}: the targets are {reader.task}, but the task is to be {kind}")
-        settings, scale = config.loss, None
-        if kind == "regression":
-            if reader.targets is None:
-                raise OpsinError(f"{reader}: a stream of numbers gives no scale to learn them by")
-            scale, outputs = TargetScale.fit(reader.targets), 1 if reader.targets.ndim == 1 else reader.targets.shape[1]
+        if kind == "heads":
+            from opsin.train.heads import HeadsTask
+
+            task: Task = HeadsTask.learning(reader, config)
+        elif kind == "regression" and (config.loss.smoothing or config.augment.mixup or config.augment.cutmix):
+            raise OpsinError("mixup, cutmix and smoothing are for classes, not for regression")
         else:
-            if reader.classes is None:
-                raise OpsinError(f"{reader}: the classes have no names; give a class_map")
-            outputs = len(reader.classes)
+            task = cls.learnt_from(reader.targets, kind, reader.classes, config, owner=str(reader))
+        names = task.metrics().names
+        if config.run.metric is not None:
+            task.metric = config.run.metric
+        if task.metric.removeprefix("ema_") not in (*names, "loss"):
+            raise OpsinError(f"no metric {task.metric!r} for {kind} targets; there are: loss, {', '.join(names)}")
+        return task
+
+    @classmethod
+    def learnt_from(
+        cls, targets: Any, kind: str, classes: tuple[str, ...] | None, config: TrainConfig, *, owner: str
+    ) -> "Task":
+        """A task of one kind; `targets` are those of all samples, as `Reader.targets`, or None of a stream."""
+        settings, scale, outputs = config.loss, None, len(classes or ())
+        mixed = bool(config.augment.mixup or config.augment.cutmix)
+        if kind == "regression":
+            if targets is None:
+                raise OpsinError(f"{owner}: a stream of numbers gives no scale to learn them by")
+            scale, outputs = TargetScale.fit(targets), 1 if targets.ndim == 1 else targets.shape[1]
+        elif classes is None:
+            raise OpsinError(f"{owner}: the classes have no names; give a class_map")
         options: dict[str, Any] = {"task": kind, **settings.loss_args}
         if settings.class_weights:
-            if kind != "single" or reader.targets is None:
-                raise OpsinError("class_weights are for one label per picture, in data that can be counted")
-            counts = torch.from_numpy(class_counts(reader.targets, outputs)).clamp_min(1)
-            weights = counts.float() ** -settings.class_weights
-            options["weight"] = weights / weights.mean()
-        soft = bool(config.augment.mixup or config.augment.cutmix)
-        smoothing = 0.0 if soft else settings.smoothing  # mixing smooths the targets itself
+            options["weight"] = _class_weights(settings, kind, targets, outputs)
+        smoothing = 0.0 if mixed else settings.smoothing  # mixing smooths the targets itself
         train_loss = create_loss(settings.loss, smoothing=smoothing, num_splits=config.augment.aug_splits, **options)
-        metric = config.run.metric or BEST[kind]
-        task = cls(kind, reader.classes, outputs, train_loss, create_loss("auto", task=kind), metric, scale)
-        names = task.metrics().names
-        if metric.removeprefix("ema_") not in (*names, "loss"):
-            raise OpsinError(f"no metric {metric!r} for {kind} targets; there are: loss, {', '.join(names)}")
-        return task
+        return cls(kind, classes, outputs, train_loss, create_loss("auto", task=kind), BEST[kind], scale)
+
+    @classmethod
+    def judging(cls, head: Head) -> "Task":
+        """The task of what a model has learnt already."""
+        loss = create_loss("auto", task=head.task)
+        return cls(head.task, head.classes, head.outputs, loss, loss, BEST[head.task], head.scale)
+
+    def to(self, device: torch.device) -> "Task":
+        """The losses with their weights on a device."""
+        self.train_loss.to(device)
+        return self
 
     def metrics(self) -> Metrics:
         """Fresh counters."""
@@ -85,7 +108,7 @@ class Task:
         """Whether a score beats the best so far. One that is not a number never does."""
         if old is None:
             return new == new
-        return new < old if self.metric.removeprefix("ema_") in LOWER else new > old
+        return new < old if self.metric.removeprefix("ema_").rpartition("/")[2] in LOWER else new > old
 
     def in_units(self, values: Tensor) -> Tensor:
         """Outputs or prepared targets as metrics count them: numbers in the units of the data."""
@@ -97,3 +120,11 @@ class Task:
             targets = self.scale(targets)
             return targets if targets.ndim == 2 else targets[:, None]
         return targets
+
+
+def _class_weights(settings: LossSettings, kind: str, targets: Any, outputs: int) -> Tensor:
+    if kind != "single" or targets is None:
+        raise OpsinError("class_weights are for one label per picture, in data that can be counted")
+    counts = torch.from_numpy(class_counts(targets, outputs)).clamp_min(1)
+    weights = counts.float() ** -settings.class_weights
+    return weights / weights.mean()

@@ -18,12 +18,12 @@ from opsin.data.dataset import create_dataset
 from opsin.data.labels import TargetScale, match_classes, real_targets
 from opsin.data.loader import create_loader
 from opsin.data.preprocess import Preprocess
-from opsin.data.readers import Reader, StreamReader
+from opsin.data.readers import Head, Reader, StreamReader, align_heads
 from opsin.data.transforms import EvalTransform
 from opsin.errors import OpsinError, check_choice, warn_user
 from opsin.inference.predictor import Predictor
-from opsin.loss import create_loss
-from opsin.train.metrics import Metrics
+from opsin.train.heads import HeadsTask
+from opsin.train.task import Task
 
 __all__ = ["CROPS", "TTA", "FiveCrops", "validate"]
 
@@ -79,6 +79,7 @@ def validate(
     real: bool = False,
     all_classes: bool = False,
     scale: TargetScale | None = None,
+    heads: Sequence[Head] = (),
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Loss and scores of a model on all samples of a reader.
@@ -101,6 +102,7 @@ def validate(
             prediction being right when the picture truly shows it; pictures without a ReaL label do not count.
         all_classes: let the model decide among all of its classes, whatever the data has.
         scale: of regression targets, as the model learnt them.
+        heads: of a model that has several, what its outputs say; the reader's heads are found among them by name.
         progress: called with the number of pictures after each batch.
 
     Returns:
@@ -116,9 +118,7 @@ def validate(
         raise OpsinError(f"{reader}: the pictures have no labels to compare with")
     predictor = Predictor(model, preprocess=preprocess, device=device)
     labels = [label.name for label in predictor.labels]
-    select = (
-        _Regression(labels, reader, scale) if reader.task == "regression" else _Classes(labels, reader, all_classes)
-    )
+    reader, task, select = _selection(labels, reader, heads, scale, all_classes)
     truth = _Real(labels, reader) if real else None
     fit, kind = predictor.preprocess, predictor.device.type
     transform = FiveCrops(fit, exact) if "crops" in tta else EvalTransform(fit, exact)
@@ -126,8 +126,7 @@ def validate(
         create_dataset(reader, transform=transform), batch_size=batch_size, preprocess=fit, num_workers=workers,
         device=predictor.device, dtype=predictor.dtype,
     )  # fmt: skip
-    loss_of = create_loss("auto", task=reader.task)
-    metrics, loss, count = Metrics(reader.task, select.width), 0.0, 0
+    metrics, loss, count = task.metrics(), 0.0, 0
     start = time.perf_counter()
     for batch in loader:
         views = list(batch.images.chunk(CROPS if "crops" in tta else 1))
@@ -140,7 +139,7 @@ def validate(
                 "the model's outputs are no finite numbers" + (" (float16 overflows)" if amp_dtype else "")
             )
         outputs, targets = select(raw, batch.targets[:size])
-        loss += loss_of(outputs, targets).item() * size
+        loss += task.eval_loss(outputs, targets).item() * size
         count += size
         metrics.update(outputs, targets)
         if truth is not None:
@@ -151,9 +150,28 @@ def validate(
     if not count:
         raise OpsinError(f"{reader}: not one picture could be read")
     return {
-        "images": count, "skipped": len(loader.skipped), "classes": select.width, "loss": loss / count,
+        "images": count, "skipped": len(loader.skipped), "classes": task.outputs, "loss": loss / count,
         **metrics.compute(), **(truth.compute() if truth else {}), "images_per_second": count / seconds,
     }  # fmt: skip
+
+
+def _selection(
+    labels: Sequence[str], reader: Any, heads: Sequence[Head], scale: TargetScale | None, all_classes: bool
+) -> tuple[Any, Task, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    """The reader with the model's heads, how it is judged, and what of outputs and targets is compared."""
+    if bool(heads) != (reader.task == "heads"):
+        raise OpsinError(
+            f"{reader} has {reader.task} targets, but the model "
+            + (f"has the heads {', '.join(head.name for head in heads)}: name their columns" if heads else "one head")
+        )
+    if heads:
+        return align_heads(reader, heads, owner="the model"), HeadsTask.of_model(heads), lambda *both: both
+    if reader.task == "regression":
+        select: Any = _Regression(labels, reader, scale)
+    else:
+        select = _Classes(labels, reader, all_classes)
+    head = Head(name="", task=reader.task, classes=None, values=select.width)
+    return reader, Task.judging(head), select
 
 
 class _Regression:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ __all__ = ["CONFIG", "TASKS", "WEIGHTS", "read_config", "read_task", "save"]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ROOT_KEYS = ("num_classes", "global_pool")  # transformers refuses them inside `model_args`
 SOURCES = ("architecture", "file", "url", "hf_hub_id", "hf_hub_filename", "custom_load")
-TASKS = ("single", "multi", "regression")  # what the outputs of a model can mean
+TASKS = ("single", "multi", "regression", "heads")  # what the outputs of a model can mean
 RECORD_KEYS = {field.name for field in fields(PretrainedCfg)}
 
 
@@ -40,6 +40,7 @@ def save(
     license: str | None = None,
     recipe: Mapping[str, Any] | None = None,
     task: str | None = None,
+    heads: Sequence[Mapping[str, Any]] = (),
     state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a model that needs nothing else to be loaded and used: `opsin.load(directory)`.
@@ -53,7 +54,8 @@ def save(
         license: of the weights; by default that of the weights the model began with.
         recipe: how the weights came to be; anything JSON can hold.
         task: what the outputs mean: "single" label (as when it is left out), "multi" labels or "regression"; the
-            `target_scale` of a recipe tells the mean and deviation of numbers.
+            `target_scale` of a recipe tells the mean and deviation of numbers. "heads" are some of each.
+        heads: what the outputs of these mean, one after the other, as `opsin.data.readers.Head.to_dict` says it.
         state: weights to write in place of the model's own, such as those gathered from the parts of several processes.
 
     Returns:
@@ -62,9 +64,12 @@ def save(
     directory = Path(directory)
     if task is not None:
         check_choice(task, TASKS, what="task")
+    if (task == "heads") != bool(heads):
+        raise WeightsError("the task heads and a list of heads belong together")
     weights = _independent(model.state_dict() if state is None else state)
     config, mark = _config(model, label_names, label_descriptions, license, recipe), uuid.uuid4().hex
-    config["opsin"] |= {"mark": mark} if task is None else {"mark": mark, "task": task}
+    meaning = {"task": task, "heads": [dict(head) for head in heads] or None}
+    config["opsin"] |= {"mark": mark} | {key: value for key, value in meaning.items() if value is not None}
     with _whole(directory) as place:
         save_file(weights, place / WEIGHTS, metadata={"format": "pt", "opsin_mark": mark})
         (place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -101,11 +106,19 @@ def read_config(source: str | Path, *, cache_dir: str | Path | None = None) -> d
     return config | {"pretrained_cfg": {k: v for k, v in record.items() if k in RECORD_KEYS and v is not None}}
 
 
-def read_task(config: Mapping[str, Any]) -> tuple[str, dict[str, list[float]] | None]:
-    """What the outputs of a saved model mean, of its `read_config`; and the mean and std of numbers."""
+class Meaning(NamedTuple):
+    """What the outputs of a saved model say: the task; mean and std of numbers; several heads one after the other."""
+
+    task: str
+    scale: dict[str, list[float]] | None
+    heads: list[dict[str, Any]]
+
+
+def read_task(config: Mapping[str, Any]) -> Meaning:
+    """What the outputs of a saved model say, of its `read_config`."""
     own = config.get("opsin") or {}
     scale = (own.get("recipe") or {}).get("target_scale")
-    return own.get("task") or ("regression" if scale else "single"), scale
+    return Meaning(own.get("task") or ("regression" if scale else "single"), scale, own.get("heads") or [])
 
 
 def _check_pair(config: dict[str, Any], path: Path) -> None:

@@ -90,7 +90,10 @@ class Mix:
         rows = soft_targets(targets, self.num_classes, smoothing=self.label_smoothing, multi_label=self.multi_label)
         draws = self._draw(len(images), images.shape[2], images.shape[3], host_rng(generator))
         lam = torch.tensor([draw.lam for draw in draws], device=rows.device)[:, None]
-        return _mix_images(images, draws), torch.lerp(rows.flip(0)[: len(draws)], rows[: len(draws)], lam)
+        own = rows[: len(draws)]
+        mixed = torch.lerp(rows.flip(0)[: len(draws)], own, lam)
+        # what is not mixed keeps its target even if its partner has none (NaN)
+        return _mix_images(images, draws), torch.where(lam == 1, own, mixed)
 
     def _draw(self, batch: int, height: int, width: int, rng: np.random.Generator) -> list[Draw]:
         """How each picture is mixed."""

@@ -5,10 +5,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from opsin.data.labels import ClassMap
 from opsin.data.readers.base import Reader, Record, Relabelled, RelabelledStream, StreamReader, Subset, Target, Tuples
 from opsin.data.readers.digits import Digits, open_digits
 from opsin.data.readers.folder import Folder, open_folder
+from opsin.data.readers.heads import Head, align_heads, in_words, label_rows
 from opsin.data.readers.hub import Hub, HubStream, open_hub, open_hub_stream
 from opsin.data.readers.table import Table, open_table
 from opsin.data.readers.tar import Tar, open_tar
@@ -21,6 +24,7 @@ __all__ = [
     "SCHEMES",
     "Digits",
     "Folder",
+    "Head",
     "Hub",
     "HubStream",
     "Reader",
@@ -35,7 +39,11 @@ __all__ = [
     "Target",
     "Torchvision",
     "Tuples",
+    "align_heads",
+    "in_words",
+    "label_rows",
     "open_reader",
+    "reader_options",
 ]
 
 # what opens a place: (place, split) -> a reader, and which part of it is still to be cut out of it
@@ -89,19 +97,26 @@ def open_reader(
         OpsinError: no such scheme, place, split, class or column, or nothing there.
     """
     scheme, place = _parse(os.fspath(where))
-    opener = SCHEMES[scheme]
-    takes = dict(list(inspect.signature(opener).parameters.items())[2:])
-    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    opener, takes = SCHEMES[scheme], reader_options(where)
+    if takes is not None:
         check_known(options, [*takes, "split", "class_map", "holdout", "seed"], owner=f"a dataset by {scheme}:")
+    if not isinstance(target := options.get("target"), str | None) and len(target) == 1:
+        options["target"] = target[0]
     numbers = None if class_map is None else ClassMap.of(class_map)
-    if "class_map" in takes:  # one that has to know the classes to read its labels
+    if "class_map" in (takes or ()):  # one that has to know the classes to read its labels
         options["class_map"] = numbers
     reader, part = opener(place, split, **options)
     if numbers is not None and reader.task not in ("single", "multi"):
         raise OpsinError(f"{reader}: the targets are {reader.task}, so there is nothing that a class_map could number")
-    if numbers is not None and "class_map" not in takes:
+    if numbers is not None and "class_map" not in (takes or ()):
         reader = _relabel(reader, numbers)
     return reader if part is None else _part_of(reader, part, holdout, seed)
+
+
+def reader_options(where: str | os.PathLike[str]) -> list[str] | None:
+    """What `open_reader` takes for a dataset beside its own arguments; None where the source takes anything."""
+    takes = list(inspect.signature(SCHEMES[_parse(os.fspath(where))[0]]).parameters.values())[2:]
+    return None if any(p.kind is p.VAR_KEYWORD for p in takes) else [p.name for p in takes]
 
 
 def _parse(where: str) -> tuple[str, str]:
@@ -144,5 +159,9 @@ def _part_of(reader: Any, part: str, holdout: float, seed: int) -> Reader | Stre
     if holdout == 0 and part == "train":
         return reader
     targets = len(reader) if reader.targets is None else reader.targets
+    if any(head.task != "regression" for head in reader.heads):
+        targets = label_rows(reader.heads, reader.targets)
+    elif reader.heads:
+        targets = np.nan_to_num(reader.targets)
     train, validation = stratified_split(targets, fraction=holdout, seed=seed)
     return Subset(reader, train if part == "train" else validation)

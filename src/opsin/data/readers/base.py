@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from opsin.errors import ImageError, OpsinError
+
+if TYPE_CHECKING:
+    from opsin.data.readers.heads import Head
 
 __all__ = [
     "Reader",
@@ -24,14 +27,15 @@ __all__ = [
 ]
 
 Target = int | float | tuple[int, ...] | tuple[float, ...] | None
-Task = Literal["single", "multi", "regression", "unlabelled"]
+Task = Literal["single", "multi", "regression", "heads", "unlabelled"]
 
 
 class Record(NamedTuple):
     """One sample as it is stored.
 
     `image` is encoded bytes wherever the source is encoded. `target` is a class index, a tuple of them (several
-    labels), a number or a tuple of them (regression), or None. `name` says where it came from.
+    labels), a number or a tuple of them (regression, and the row of several heads), or None. `name` says where it came
+    from.
     """
 
     image: bytes | Image.Image | np.ndarray
@@ -80,17 +84,20 @@ class Tuples(_Packed):
 
 
 Targets = np.ndarray | Tuples | None
-"""All targets: int64 (N,) of classes, `Tuples` of them, float64 (N,) or (N, K) for regression, or None."""
+"""All targets: int64 (N,) of classes, `Tuples` of them, float64 (N,) or (N, K) for regression, rows (N, T) for several
+heads (see `opsin.data.readers.heads`), or None."""
 
 
 class _Source:
     """What readers of both kinds say of themselves.
 
-    `classes` are the names in index order (None for regression or where the source has none).
+    `classes` are the names in index order (None for regression or where the source has none). `heads` says what the
+    columns of the targets are where there are several kinds of labels.
     """
 
     task: Task = "single"
     classes: tuple[str, ...] | None = None
+    heads: tuple["Head", ...] = ()
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -103,6 +110,9 @@ class _Source:
         if self.task == "single" and self.classes is not None and len(self.classes) < 2:
             only = ", ".join(self.classes) or "none"
             raise OpsinError(f"{self}: training needs at least two classes, and there is one: {only}")
+        for head in self.heads:
+            if head.task == "single" and len(head.classes or ()) < 2:
+                raise OpsinError(f"{self}: training needs at least two classes of {head.name}, not {head.labels}")
 
 
 class Reader(_Source, ABC):
@@ -157,7 +167,7 @@ class Subset(Reader):
 
     def __init__(self, reader: Reader, indices: np.ndarray) -> None:
         self.reader, self.indices = reader, indices
-        self.task, self.classes, targets = reader.task, reader.classes, reader.targets
+        self.task, self.classes, self.heads, targets = reader.task, reader.classes, reader.heads, reader.targets
         if isinstance(targets, Tuples):
             self.targets = Tuples([targets[i] for i in indices])
         elif targets is not None:
@@ -179,10 +189,17 @@ class Subset(Reader):
 class Relabelled(Reader):
     """The samples of a reader with other targets."""
 
-    def __init__(self, reader: Reader, targets: Targets, classes: tuple[str, ...] | None, task: Task) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        targets: Targets,
+        classes: tuple[str, ...] | None,
+        task: Task,
+        heads: tuple["Head", ...] = (),
+    ) -> None:
         if targets is not None and len(targets) != len(reader):
             raise OpsinError(f"{reader}: {len(targets)} targets for {len(reader)} samples")
-        self.reader, self.targets, self.classes, self.task = reader, targets, classes, task
+        self.reader, self.targets, self.classes, self.task, self.heads = reader, targets, classes, task, heads
 
     def __str__(self) -> str:
         return str(self.reader)

@@ -1,14 +1,15 @@
 """Datasets of the library `datasets`: by their name on the Hugging Face hub, a local folder, or one saved to disk."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from opsin.data.images import describe, read_bytes
 from opsin.data.labels import ClassMap, natural_order
-from opsin.data.readers.base import Reader, Record, StreamReader, Target, Targets, Task, Tuples
+from opsin.data.readers.base import Reader, Record, Relabelled, StreamReader, Target, Targets, Task, Tuples
+from opsin.data.readers.heads import Head, pack
 from opsin.data.readers.table import IMAGE_COLUMNS, TARGET_COLUMNS
 from opsin.data.split import find_split
 from opsin.errors import ImageError, OpsinError, did_you_mean
@@ -194,14 +195,24 @@ def open_hub(
     *,
     config: str | None = None,
     image: str | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
 ) -> tuple[Reader, str | None]:
     """A name on the hub, a folder, a Parquet or Arrow file, or a folder of `save_to_disk`; `config` is a part by name.
 
-    `split` may be a slice in the library's own words too, such as "train[:10%]".
+    `split` may be a slice in the library's own words too, such as "train[:10%]". Several columns in `target` are a head
+    each.
     """
     data, part = _load(where, split, config, streaming=False)
-    return Hub(data, image=image, target=target, name=describe(where)), part
+    columns: Sequence[str | None] = [target] if isinstance(target, str) else target or [None]
+    parts = [Hub(data, image=image, target=column, name=describe(where)) for column in columns]
+    return (parts[0] if len(parts) == 1 else _joined(parts)), part
+
+
+def _joined(parts: Sequence[Hub]) -> Reader:
+    """The samples of a dataset with a head for each of some columns of labels."""
+    heads = tuple(Head.of(one.column or "", one.task, one.classes, one.targets) for one in parts)
+    known = [np.ones(len(one), dtype=bool) for one in parts]
+    return Relabelled(parts[0], pack(heads, [one.targets for one in parts], known), None, "heads", heads)
 
 
 def open_hub_stream(
@@ -210,12 +221,14 @@ def open_hub_stream(
     *,
     config: str | None = None,
     image: str | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     class_map: ClassMap | None = None,
     length: int | None = None,
     buffer: int = 1000,
 ) -> tuple[StreamReader, str | None]:
-    """As `open_hub`, but nothing is downloaded ahead."""
+    """As `open_hub`, but nothing is downloaded ahead; labels come from one column."""
+    if target is not None and not isinstance(target, str):
+        raise OpsinError(f"{describe(where)}: a stream has one column of labels; hf:… takes several as a head each")
     data, part = _load(where, split, config, streaming=True)
     name = describe(where)
     stream = HubStream(data, image=image, target=target, name=name, class_map=class_map, length=length, buffer=buffer)

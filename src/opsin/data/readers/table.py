@@ -13,6 +13,7 @@ from opsin.data.images import describe, read_bytes
 from opsin.data.labels import ClassMap, natural_order
 from opsin.data.readers.base import Reader, Record, Strings, Subset, Targets, Task, Tuples
 from opsin.data.readers.folder import existing
+from opsin.data.readers.heads import Head, pack
 from opsin.data.split import find_split
 from opsin.errors import OpsinError, did_you_mean
 
@@ -33,7 +34,7 @@ class Table(Reader):
     Args:
         names: a path each, relative to `root` or absolute.
         root: the folder they are relative to.
-        targets, classes, task: as in `Reader`.
+        targets, classes, task, heads: as in `Reader`.
         owner: the list, for messages.
 
     Raises:
@@ -48,10 +49,12 @@ class Table(Reader):
         targets: Targets = None,
         classes: tuple[str, ...] | None = None,
         task: Task = "unlabelled",
+        heads: tuple[Head, ...] = (),
         owner: str = "the list",
     ) -> None:
         self._names = Strings(names)
-        self.root, self.targets, self.classes, self.task, self.owner = root, targets, classes, task, owner
+        self.root, self.targets, self.classes, self.task, self.heads = root, targets, classes, task, heads
+        self.owner = owner
         if not any(os.path.exists(os.path.join(root, name)) for name in names[:CHECKED]):
             raise OpsinError(
                 f"{owner}: of the first {min(len(names), CHECKED)} pictures none is there, such as "
@@ -93,7 +96,8 @@ def open_table(
         task: by default what the cells look like. Fractions, and several columns of numbers, are "regression". Lists,
             or text with `|` or `;`, are several labels: "multi". The rest is "single": text, or whole numbers, which
             are classes by the order of their values. Several columns of 0 and 1 with "multi" are a label each.
-            "unlabelled" reads no labels.
+            Several columns that are not all numbers are "heads", each of the kind that its cells look like; a cell may
+            then be empty where nobody knows. "unlabelled" reads no labels.
         separator: what divides several labels in a cell.
         root: the folder that paths are relative to; by default that of the file.
         class_map: numbers the labels; a whole number that is no name in it counts as an index.
@@ -113,12 +117,16 @@ def open_table(
     paths = [_text(name) for name in columns[_column(image, columns, IMAGE_COLUMNS, "image", owner)]]
     targets: Targets = None
     classes = None
+    heads: tuple[Head, ...] = ()
     if task != "unlabelled":
         wanted: Sequence[str | None] = [target] if isinstance(target, str) else target or [None]
-        names = [_column(name, columns, TARGET_COLUMNS, "target", owner) for name in wanted]
-        targets, classes, task = _labels({n: columns[n] for n in names}, task, separator, class_map, owner)
+        chosen = {n: columns[n] for n in (_column(name, columns, TARGET_COLUMNS, "target", owner) for name in wanted)}
+        if task == "heads" or (task is None and len(chosen) > 1 and not all(map(_all_numbers, chosen.values()))):
+            (targets, heads), task = _heads(chosen, separator, class_map, owner), "heads"
+        else:
+            targets, classes, task = _labels(chosen, task, separator, class_map, owner)
     folder = os.path.expanduser(os.fspath(root)) if root is not None else os.path.dirname(path)
-    table = Table(paths, root=folder, targets=targets, classes=classes, task=task, owner=owner)
+    table = Table(paths, root=folder, targets=targets, classes=classes, task=task, heads=heads, owner=owner)
     column = next((name for name in columns if name.strip().lower() in SPLIT_COLUMNS), None)
     values = [_text(value) for value in columns[column]] if column else []
     value, part = find_split(split, natural_order(set(values)), owner=owner)
@@ -219,6 +227,29 @@ def _labels(
     if task == "single":
         return np.array([place[row[0]] for row in rows], dtype=np.int64), classes, task
     return Tuples([sorted({place[label] for label in row}) for row in rows]), classes, "multi"
+
+
+def _all_numbers(cells: list[Any]) -> bool:
+    return all(_number(text) is not None for cell in cells if (text := _text(cell)))
+
+
+def _heads(
+    columns: Columns, separator: str | None, class_map: ClassMap | None, owner: str
+) -> tuple[np.ndarray, tuple[Head, ...]]:
+    """The rows of targets, and what their columns are: a head for each column of labels."""
+    if class_map is not None:
+        raise OpsinError(f"{owner}: a class_map numbers the classes of one column, not of {', '.join(columns)}")
+    heads, targets, known = [], [], []
+    for name, cells in columns.items():
+        there = np.array([cell is not None and _text(cell) != "" for cell in cells])
+        if not there.any():
+            raise OpsinError(f"{owner}: column {name} is empty")
+        filled = [cell for cell, is_there in zip(cells, there, strict=True) if is_there]
+        own, classes, task = _labels({name: filled}, None, separator, None, owner)
+        heads.append(Head.of(name, task, classes, own))
+        targets.append(own)
+        known.append(there)
+    return pack(heads, targets, known), tuple(heads)
 
 
 def _task_of(cells: list[Any], separator: str | None) -> Task:
