@@ -74,7 +74,6 @@ def test_wrong_settings_are_named(values, said):
         ({"augment": {"aug_splits": 3, "mixup": 0.2}}, "would mix the aug_splits"),
         ({"loss": {"loss": "jsd"}}, "jsd loss compares aug_splits"),
         ({"data": {"repeats": 3, "balance": 1.0}}, "both choose the samples"),
-        ({"loss": {"task": "regression", "smoothing": 0.1}}, "for classes, not for regression"),
         ({"data": {"batch_size": 0}}, "at least 1"),
     ],
 )

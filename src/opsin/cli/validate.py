@@ -19,7 +19,7 @@ COLUMNS = {
     "r2": ".4f", "loss": ".4f", "f1": ".4f", "ece": ".4f", "images": "d", "skipped": "d", "images_per_second": ".1f",
     "error": "",
 }  # fmt: skip
-BEST = {"top1": -1, "mAP": -1, "mae": 1}  # what decides the order of the table, and whether less is better
+BEST = {"top1": -1, "mAP": -1, "mae": 1, "loss": 1}  # what decides the order of the table, and whether less is better
 
 
 def validate(
@@ -103,7 +103,8 @@ def validate(
     if json:
         print(json_.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        show(rows, COLUMNS)
+        of_heads = {name: ".4g" for row in rows for name in row if name.rpartition("/")[2] in BEST and "/" in name}
+        show(rows, {"model": COLUMNS["model"]} | of_heads | COLUMNS)
     return 1 if any(row.get("error") for row in rows) else 0
 
 

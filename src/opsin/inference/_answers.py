@@ -49,7 +49,7 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """The field that it has as plain values, ready for JSON."""
         if self.values is not None:
-            return {"values": list(self.values)}
+            return {"values": self.values}
         return {"labels": [{key: getattr(score, key) for key in Score.__slots__} for score in self.labels]}
 
 

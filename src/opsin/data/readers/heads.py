@@ -133,8 +133,8 @@ def in_words(heads: Sequence[Head], row: Sequence[float]) -> list[str]:
         if head.task == "regression":
             words.append(f"{head.name}: {', '.join(f'{value:.5g}' for value in values)}")
         else:
-            own = label_rows([head], values[None])[0]
-            words += [f"{head.name}: {(head.classes or ())[i]}" for i in own]
+            own = [(head.classes or ())[i] for i in label_rows([head], values[None])[0]]
+            words.append(f"{head.name}: {', '.join(own) or 'none'}")
     return words
 
 
