@@ -58,5 +58,7 @@ def test_same_numbers(arch):
         assert len(maps_a) == len(maps_b)
         for a, b in zip(maps_a, maps_b, strict=True):
             assert relative_error(a, b) < limit
+        exact = theirs(x)
         ours, theirs, x = ours.float(), theirs.float(), x.float()
-        assert relative_error(ours(x), theirs(x)) < 1e-5
+        rounding = relative_error(theirs(x).double(), exact)  # what depth makes of it in the judge itself
+        assert relative_error(ours(x), theirs(x)) < max(1e-5, 2 * rounding)
