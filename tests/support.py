@@ -35,7 +35,7 @@ def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
     for name in ("block_config", "k_sec"):  # layers per block of a DenseNet, blocks per stage of a DPN
         if name in names:
             small[name] = tuple(min(count, 2) for count in getattr(config, name))
-    given = judged and "token_mixers" in names  # nor depths and widths for MetaFormers
+    given = judged and ("token_mixers" in names or "num_levels" in names)  # nor for MetaFormers, NesT
     if "depths" in names and not given:
         small["depths"] = tuple(min(depth, 2) for depth in config.depths)
     if "dims" in names and not given:
@@ -66,6 +66,8 @@ def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
         small["img_size"] = (4 * scale * patch, 5 * scale * patch)
         if judged and (side := side_of_blocks(config)):
             small["img_size"] = (side, side)
+        if judged and "num_levels" in names:  # a NesT, which the judge builds for square images
+            small["img_size"] = (64, 64)
     if "stem_width" in names and "block_type" in names:  # CoAtNet and MaxViT: widths for heads of 32, windows of 2x3
         small |= {"embed_dim": (32, 64, 128, 256), "stem_width": (16, 32), "img_size": (64, 96)}
     if "outlook_attention" in names:  # VOLO, whose later stages are at 1/16

@@ -111,7 +111,7 @@ def test_fields_change_the_model(change):
 
 
 def test_options_without_parameters():
-    assert small(down_stride=4).levels()[1].reduction == 16
+    assert small(down_stride=4).feature_levels()[1].reduction == 16
     assert small(down_stride=4).forward_features(X.float()).shape[2:] == (3, 4)
     assert isinstance(small(lkc_use_act=True).stages[1].downsample.proj[0].act, nn.GELU)
     assert isinstance(small().stages[1].downsample.proj[0].act, nn.Identity)

@@ -1,13 +1,13 @@
 """The chain: what a model runs, in order, and where along it features can be taken."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Stage", "locate", "normalize_indices", "run_stage", "split_blocks", "to_map"]
+__all__ = ["Row", "Stage", "locate", "normalize_indices", "run_stage", "split_blocks", "to_map"]
 
 
 class Stage(NamedTuple):
@@ -47,6 +47,17 @@ class Stage(NamedTuple):
         return x if self.item is None else x[self.item]
 
 
+class Row(nn.Module):
+    """Runs its `parts`, names of modules and methods, one after the other: a Sequential with parameters of its own."""
+
+    parts: ClassVar[tuple[str, ...]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.parts:
+            x = getattr(self, name)(x)
+        return x
+
+
 def locate(root: nn.Module, path: str):
     """The submodule or method at a dotted path."""
     for part in path.split("."):
@@ -54,12 +65,16 @@ def locate(root: nn.Module, path: str):
     return root
 
 
-def split_blocks(module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of the blocks inside plain (nested) Sequentials; anything else is one block."""
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module):
-        for name, child in module.named_children():
-            yield from split_blocks(child, f"{path}.{name}")
-    else:
+def split_blocks(module, path: str) -> Iterator[tuple[str, Any]]:
+    """(path, part) of what runs inside plain (nested) Sequentials and `Row`s; anything else is one block."""
+    names: tuple[str, ...] = ()
+    if isinstance(module, Row):
+        names = module.parts
+    elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        names = tuple(name for name, _ in module.named_children())
+    for name in names:
+        yield from split_blocks(getattr(module, name), f"{path}.{name}")
+    if not names:
         yield path, module
 
 

@@ -178,7 +178,7 @@ class Model(nn.Module):
         block_args: dict[str, Any] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """What leaves the chain, and what left the chosen levels, in the model's own layout."""
-        chosen = normalize_indices(indices, len(self.levels()))
+        chosen = normalize_indices(indices, len(self.feature_levels()))
         closing = self._closing_norm() if norm else None
         taken, level = {}, 0
         for stage in self.chain:
@@ -210,14 +210,14 @@ class Model(nn.Module):
 
     # -- what the chain tells --------------------------------------------------------------------------------------
 
-    def levels(self) -> list[Stage]:
+    def feature_levels(self) -> list[Stage]:
         """The stages at which features can be taken."""
         return [stage for stage in self.chain if stage.is_level]
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """Channels, stride and module name of each feature level."""
-        return [{"num_chs": s.num_chs, "reduction": s.reduction, "module": s.name} for s in self.levels()]
+        return [{"num_chs": s.num_chs, "reduction": s.reduction, "module": s.name} for s in self.feature_levels()]
 
     def layer_groups(self, coarse: bool = False) -> list[list[str]]:
         """Module paths from stem to head, one group a block (or a stage when `coarse`); they cover all parameters."""
@@ -231,14 +231,20 @@ class Model(nn.Module):
             elif not stage.checkpoint or (not seen_level and not stage.is_level):
                 groups[0] += stage.owners
             else:
-                blocks = [[p for p, _ in split_blocks(locate(self, path), path)] for path in stage.owners]
-                flat = [p for paths in blocks for p in paths if any(True for _ in locate(self, p).parameters())]
-                groups += [list(stage.owners)] if coarse else [[p] for p in flat]
+                groups += [list(stage.owners)] if coarse else self._blocks_of(stage)
             seen_level = seen_level or stage.is_level
         covered = tuple(f"{p}." for g in [*groups, closing] for p in g)
         rest = {n for n, _ in self.named_parameters() if not f"{n}.".startswith(covered)}
         tops = dict.fromkeys(n.split(".")[0] for n, _ in self.named_parameters() if n in rest)
         return [g for g in groups if g] + [closing + list(tops)]
+
+    def _blocks_of(self, stage: Stage) -> list[list[str]]:
+        """Paths of a stage's blocks with parameters; those of no block belong to the first."""
+        parts = [pair for path in stage.owners for pair in split_blocks(locate(self, path), path)]
+        blocks = [p for p, part in parts if isinstance(part, nn.Module) and any(True for _ in part.parameters())]
+        names = [f"{path}.{name}" for path in stage.owners for name, _ in locate(self, path).named_parameters()]
+        bare = [name for name in names if not name.startswith(tuple(f"{path}." for path in blocks))]
+        return [bare + blocks[:1], *([path] for path in blocks[1:])]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The layer groups as regular expressions with their order: `{"stem": regex, "blocks": [(regex, (i,)), …]}`.
@@ -269,7 +275,7 @@ class Model(nn.Module):
 
         Frozen norms keep their statistics: `train()` leaves frozen parts in evaluation mode.
         """
-        count = len(self.levels())
+        count = len(self.feature_levels())
         if stages is not None and not 0 <= stages <= count:
             raise IndexError(f"freeze_stages({stages}): the model has {count} stages")
         self.requires_grad_(True)
@@ -300,8 +306,8 @@ class Model(nn.Module):
 
         Returns the chosen levels as non-negative indices.
         """
-        chosen = normalize_indices(indices, len(self.levels()))
-        kept, seen, cut = [], 0, max(chosen) < len(self.levels()) - 1
+        chosen = normalize_indices(indices, len(self.feature_levels()))
+        kept, seen, cut = [], 0, max(chosen) < len(self.feature_levels()) - 1
         for stage in self.chain:
             past = seen > max(chosen)
             if past and (prune_norm or (cut and not stage.any_depth)):

@@ -248,7 +248,7 @@ def hook_point(model: nn.Module, name: str) -> tuple[str, int | None]:
 
     The name of a feature level means that level, whose map leaves the last of what its stage runs.
     """
-    stage = next((s for s in model.levels() if s.name == name), None) if isinstance(model, Model) else None
+    stage = next((s for s in model.feature_levels() if s.name == name), None) if isinstance(model, Model) else None
     if stage is None or not stage.run or not isinstance(locate(model, stage.run[-1]), nn.Module):
         return name, None
     return stage.run[-1], stage.item

@@ -135,7 +135,7 @@ class Run:
         """Set one more stage free when its time has come."""
         m = self.config.model
         if m.freeze and m.unfreeze_epochs:
-            freeze(self.model, frozen_stages(len(self.model.levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
+            freeze(self.model, frozen_stages(len(self.model.feature_levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
 
     def updates(self) -> Iterator[list[Batch]]:
         """The batches of one update after the other, to the end of the epoch."""
