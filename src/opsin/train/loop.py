@@ -18,6 +18,7 @@ from opsin.data.loader import Batch, Loader
 from opsin.errors import OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import TrainConfig
+from opsin.train.distill import Distillation
 from opsin.train.distributed import World, get_random_state, local, set_random_state
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze, frozen_stages
@@ -71,6 +72,7 @@ class Run:
         optimizer, scheduler: as `opsin.optim` and `opsin.scheduler` make them.
         train_loader, eval_loader: batches.
         ema: the average, if there is one.
+        distill: the teacher and the loss with it, if there is one.
         callbacks: told of all that happens, on the first process.
     """
 
@@ -90,10 +92,13 @@ class Run:
         ema: Ema | None = None,
         clip: Any = None,
         amp_dtype: torch.dtype | None = None,
+        distill: Distillation | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.world, self.directory, self.task = config, world, directory, task
         self.model, self.forward, self.ema, self.clip = model, forward, ema, clip
+        self.distill, self.learner = distill, distill.learner if distill else model
+        self.projections = distill.projections if distill else nn.ModuleList()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.amp_dtype, self.callbacks = amp_dtype, list(callbacks)
@@ -158,7 +163,7 @@ class Run:
             mean += value
         self.scaler.unscale_(self.optimizer)
         if self.clip is not None:
-            self.clip(self.model)
+            self.clip(self.learner)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -170,8 +175,10 @@ class Run:
 
     def loss_of(self, batch: Batch) -> Tensor:
         with torch.autocast(self.world.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            outputs = self.forward(batch.images)
-            return self.task.train_loss(outputs, self.task.prepare(batch.targets))
+            targets = self.task.prepare(batch.targets)
+            if self.distill is not None:
+                return self.distill.loss(self.forward, batch.images, targets)
+            return self.task.train_loss(self.forward(batch.images), targets)
 
     def fail(self, batch: Batch, loss: float) -> None:
         """Keep what led to a loss that is no number, and stop."""
@@ -306,6 +313,7 @@ class Run:
             sharded.save(self, state)
         elif self.world.first:
             state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            state |= {"projections": self.projections.state_dict()}
             self.directory.save(state | {"ema": self.ema.state_dict() if self.ema else None})
         self.saved_at = time.perf_counter()
 
@@ -335,6 +343,7 @@ class Run:
             sharded.restore(self, state)
         else:
             self.model.load_state_dict(state["model"])
+            self.projections.load_state_dict(state.get("projections", {}))
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])

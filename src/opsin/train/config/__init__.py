@@ -4,6 +4,7 @@ from opsin.train.config.files import from_dict, list_recipes, load_config, load_
 from opsin.train.config.settings import (
     AugmentSettings,
     DataSettings,
+    DistillSettings,
     LossSettings,
     ModelSettings,
     OptimSettings,
@@ -15,6 +16,7 @@ from opsin.train.config.settings import (
 __all__ = [
     "AugmentSettings",
     "DataSettings",
+    "DistillSettings",
     "LossSettings",
     "ModelSettings",
     "OptimSettings",

@@ -9,6 +9,7 @@ from opsin.errors import OpsinError
 __all__ = [
     "AugmentSettings",
     "DataSettings",
+    "DistillSettings",
     "LossSettings",
     "ModelSettings",
     "OptimSettings",
@@ -152,6 +153,51 @@ class LossSettings:
 
 
 @dataclass(kw_only=True)
+class DistillSettings:
+    """Learning from another model as well.
+
+    Attributes:
+        teacher: the other model, as `opsin.load` takes it: a name, whose published weights are used, a folder, such as
+            the `best` of a run, or `hf-hub:org/repo`.
+        distill: what is learnt from it: its logits, by all of the student (logit) or by its distillation token (token,
+            as DeiT does), or its features, beside the targets (feature).
+        alpha: the teacher's share of the loss, the rest is the targets'; None is 0.5. Of logits and tokens.
+        temperature: by which logits are softened; None is 3, or 1 for a token.
+        hard: learn the teacher's best class instead, or of several labels those more likely than not.
+        feature_weight: of the distance between features, 0 to 4, which is added to the loss; None is 1.
+        levels: of features, the same numbers in both models, negative ones from the end; none is the last.
+    """
+
+    teacher: str | None = None
+    distill: Literal["logit", "feature", "token"] = "logit"
+    alpha: float | None = None
+    temperature: float | None = None
+    hard: bool = False
+    feature_weight: float | None = None
+    levels: tuple[int, ...] = ()
+
+    def faults(self) -> list[str]:
+        """What contradicts itself here."""
+        others = ["alpha", "temperature", "hard"] if self.distill == "feature" else ["feature_weight", "levels"]
+        unset = DistillSettings()
+        idle = [name for name in others if getattr(self, name) != getattr(unset, name)]
+        wrong = []
+        if self.teacher is None and self != unset:
+            wrong.append("distillation is set up, but there is no teacher")
+        if idle:
+            wrong.append(f"distill {self.distill} makes no use of {', '.join(idle)}")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            wrong.append(f"alpha is from 0 to 1, not {self.alpha}")
+        if self.hard and self.temperature is not None:
+            wrong.append("hard takes the teacher's best class, which no temperature changes")
+        for name in ("temperature", "feature_weight"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                wrong.append(f"{name} must be above 0, not {value}")
+        return wrong
+
+
+@dataclass(kw_only=True)
 class OptimSettings:
     """The optimizer.
 
@@ -244,13 +290,14 @@ class TrainConfig:
     model: ModelSettings = field(default_factory=ModelSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def check(self) -> None:
         """Raise `OpsinError` for settings that contradict each other, naming both."""
-        a, wrong = self.augment, []
+        a, wrong = self.augment, self.distill.faults()
         if self.model.pretrained and self.model.checkpoint:
             wrong.append("pretrained and checkpoint both say where the weights come from")
         if self.schedule.warmup_epochs >= self.schedule.epochs and self.schedule.epochs > 0:
@@ -269,6 +316,13 @@ class TrainConfig:
             wrong.append("mixup, cutmix and smoothing are for classes, not for regression")
         if self.run.fsdp and self.model.channels_last:
             wrong.append("fsdp splits weights by rows, which channels_last does not have in a row")
+        if self.distill.teacher and self.loss.task == "regression":
+            wrong.append("a teacher is for classes, not for regression")
+        if self.distill.teacher and self.distill.distill == "feature":
+            if self.run.fsdp:
+                wrong.append("fsdp has no place for the layers between two models' features: distill logit, or no fsdp")
+            if self.model.freeze == -1 and not self.model.unfreeze_epochs:
+                wrong.append("features of a body that freeze -1 keeps as it is learn nothing from a teacher")
         if self.optim.accumulate < 1 or self.data.batch_size < 1:
             wrong.append("accumulate and batch_size must be at least 1")
         if wrong:
