@@ -20,7 +20,7 @@ from opsin.data.samplers import Order, Repeated, Weighted, class_weights
 from opsin.data.transforms import EvalTransform, TrainTransform
 from opsin.errors import OpsinError
 from opsin.factory import create_model
-from opsin.optim import create_optimizer, param_groups
+from opsin.optim import create_optimizer, optimizer_info, param_groups
 from opsin.scheduler import create_scheduler
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.clip import make_clip
@@ -30,6 +30,7 @@ from opsin.train.distributed import World, seed_everything
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze
 from opsin.train.loop import Callback, Run
+from opsin.train.second_order import check_second_order
 from opsin.train.task import Task
 from opsin.train.trackers import create_trackers
 
@@ -45,6 +46,7 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
         OpsinError: settings that contradict each other, data that cannot be learnt from, a directory in use.
     """
     config.check()
+    check_second_order(config, world)
     trackers = create_trackers(config.run.trackers)
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
@@ -250,7 +252,7 @@ def amp_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
             return None
         case "auto":
             gpu = world.device.type == "cuda" and torch.cuda.is_bf16_supported()
-            return torch.bfloat16 if gpu else None
+            return torch.bfloat16 if gpu and not optimizer_info(config.optim.opt).second_order else None
         case name:
             return getattr(torch, name)
 

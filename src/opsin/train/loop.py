@@ -22,6 +22,7 @@ from opsin.train.distill import Distillation
 from opsin.train.distributed import World, get_random_state, local, set_random_state
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze, frozen_stages
+from opsin.train.second_order import curvature
 from opsin.train.signals import Stop
 from opsin.train.task import Task
 
@@ -103,6 +104,7 @@ class Run:
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.amp_dtype, self.callbacks = amp_dtype, list(callbacks)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp_dtype == torch.float16)
+        self.second_order = getattr(optimizer, "is_second_order", False)
         self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
         self.epoch = self.update = 0  # what comes next
         self.loss_sum = self.loss_count = 0.0
@@ -150,6 +152,10 @@ class Run:
 
     def learn(self, batches: list[Batch]) -> float:
         """One update: forward and backward for each batch, then a step. Returns the mean loss."""
+        with curvature() if self.second_order else nullcontext():
+            return self._learn(batches)
+
+    def _learn(self, batches: list[Batch]) -> float:
         total, mean = sum(len(batch.images) for batch in batches), 0.0
         for i, batch in enumerate(batches):
             share = len(batch.images) / total
@@ -159,7 +165,7 @@ class Run:
                 value = loss.item()
                 if not math.isfinite(value):
                     self.fail(batch, value / share)
-                self.scaler.scale(loss).backward()
+                self.scaler.scale(loss).backward(create_graph=self.second_order)
             mean += value
         self.scaler.unscale_(self.optimizer)
         if self.clip is not None:

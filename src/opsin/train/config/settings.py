@@ -255,7 +255,7 @@ class RunSettings:
         seed: of everything random.
         deterministic: only algorithms that give the same bits each time.
         device: where to compute; None is a GPU if there is one.
-        amp: none, bfloat16 or float16; auto is bfloat16 on a GPU that has it.
+        amp: none, bfloat16 or float16; auto is bfloat16 on a GPU that has it, for optimizers of the first order.
         ema: keep an average of the weights, judged beside them.
         ema_decay: its decay a step.
         metric: what decides which checkpoint is best; None is the task's own (top1, mAP, mae).
