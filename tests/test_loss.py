@@ -162,6 +162,19 @@ def test_logits_of_a_teacher():
         LogitDistillation(alpha=2.0)
 
 
+@pytest.mark.parametrize("kind", [LogitDistillation, TokenDistillation])
+def test_a_teacher_of_several_labels(kind):
+    x, t = logits(), logits()
+    y = (logits() > 0).float()
+    given = (x, x) if kind is TokenDistillation else x
+    options = {"loss": BinaryCrossEntropy(multi_label=True), "alpha": 0.3, "multi_label": True}
+    own = 0.7 * F.binary_cross_entropy_with_logits(x, y)
+    soft = F.binary_cross_entropy_with_logits(x / 2, (t / 2).sigmoid()) * 4
+    assert torch.allclose(kind(**options, temperature=2.0, hard=False)(given, y, t), own + 0.3 * soft)
+    hard = F.binary_cross_entropy_with_logits(x, (t.sigmoid() > 0.5).float())
+    assert torch.allclose(kind(**options, hard=True)(given, y, t), own + 0.3 * hard)
+
+
 def test_a_token_for_the_teacher():
     a, b, y, t = logits(), logits(), classes(), logits()
     loss = TokenDistillation(alpha=0.4)
@@ -184,6 +197,7 @@ def test_features_of_a_teacher():
     nn.init.eye_(same.project[0].weight)
     nn.init.zeros_(same.project[0].bias)
     assert same([ours[1]], [ours[1] * 3]).item() == pytest.approx(0, abs=1e-12)  # lengths do not matter
+    assert same([ours[1]], [-ours[1]]).item() == pytest.approx(4)  # nor does the number of channels
     with pytest.raises(OpsinError, match="one of the teacher's"):
         FeatureDistillation([4], [5, 6])
 

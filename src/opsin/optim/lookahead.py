@@ -26,6 +26,11 @@ class Lookahead(torch.optim.Optimizer):
             group["lookahead_step"] = 0
         self._share()
 
+    @property
+    def is_second_order(self) -> bool:
+        """Whether `base` needs gradients from `loss.backward(create_graph=True)`."""
+        return getattr(self.base, "is_second_order", False)
+
     def _share(self) -> None:
         self.base.param_groups[:] = self.param_groups
         self.param_groups, self.state = self.base.param_groups, self.base.state

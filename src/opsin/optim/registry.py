@@ -31,6 +31,7 @@ class OptimizerInfo:
         paper: address.
         defaults: each argument that it takes, with its value if not given; `lr` has none.
         memory: size of its state as a multiple of the size of the parameters, with these defaults.
+        second_order: whether it needs gradients from `loss.backward(create_graph=True)`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class OptimizerInfo:
     paper: str
     defaults: dict[str, Any]
     memory: float
+    second_order: bool
 
 
 def create_optimizer(
@@ -108,10 +110,11 @@ def optimizer_info(name: str) -> OptimizerInfo:
     base = name.removeprefix(LOOKAHEAD)
     check_choice(base, OPTIMIZERS, what="optimizer")
     row, defaults = OPTIMIZERS[base], _defaults(base)
+    second = getattr(_class(base), "is_second_order", False)
     if name == base:
-        return OptimizerInfo(name, row.description, PAPERS[row.home], defaults, row.memory)
+        return OptimizerInfo(name, row.description, PAPERS[row.home], defaults, row.memory, second)
     ahead = {f"{LOOKAHEAD}{key}": value for key, value in AHEAD.items()}
-    return OptimizerInfo(name, f"Lookahead on {base}", PAPERS["Lookahead"], defaults | ahead, row.memory + 1)
+    return OptimizerInfo(name, f"Lookahead on {base}", PAPERS["Lookahead"], defaults | ahead, row.memory + 1, second)
 
 
 def _class(name: str) -> Any:

@@ -20,16 +20,18 @@ from opsin.data.samplers import Order, Repeated, Weighted, class_weights
 from opsin.data.transforms import EvalTransform, TrainTransform
 from opsin.errors import OpsinError
 from opsin.factory import create_model
-from opsin.optim import create_optimizer
+from opsin.optim import create_optimizer, optimizer_info, param_groups
 from opsin.scheduler import create_scheduler
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.clip import make_clip
 from opsin.train.config import TrainConfig, load_config, save_config, to_dict
+from opsin.train.distill import build_distillation
 from opsin.train.distributed import World, seed_everything
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze
 from opsin.train.heads import HeadsTask
 from opsin.train.loop import Callback, Run
+from opsin.train.second_order import check_second_order
 from opsin.train.task import Task
 from opsin.train.trackers import create_trackers
 
@@ -45,6 +47,7 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
         OpsinError: settings that contradict each other, data that cannot be learnt from, a directory in use.
     """
     config.check()
+    check_second_order(config, world)
     trackers = create_trackers(config.run.trackers)
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
@@ -55,7 +58,9 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
     model.to(world.device, memory_format=torch.channels_last if config.model.channels_last else torch.preserve_format)
     freeze(model, config.model.freeze)
-    world.align(model)
+    distill = build_distillation(config, world, model, task, train_reader, preprocess)
+    learner = distill.learner if distill else model
+    world.align(learner)
     ema = Ema(model, config.run.ema_decay) if config.run.ema else None
     if config.run.fsdp:
         from opsin.train.sharded import check_optimizer, shard
@@ -63,7 +68,7 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
         for one in (model, ema.average) if ema else (model,):
             shard(one, world)
         check_optimizer(partial(build_optimizer, replace(config, optim=replace(config.optim, layer_decay=None))), world)
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config, model, distill.projections if distill else None)
     updates = -(-len(train_loader) // config.optim.accumulate)
     s = config.schedule
     scheduler = create_scheduler(
@@ -71,10 +76,10 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
         warmup_lr=s.warmup_lr, min_lr=s.min_lr, steps_per_epoch=updates, **s.sched_args,
     )  # fmt: skip
     return Run(
-        config, world=world, directory=directory, task=task, model=model, forward=wrap(config, world, model),
+        config, world=world, directory=directory, task=task, model=model, forward=wrap(config, world, learner),
         optimizer=optimizer, scheduler=scheduler, train_loader=train_loader, eval_loader=eval_loader, ema=ema,
         clip=make_clip(config.optim.clip_grad, config.optim.clip_mode), amp_dtype=amp_dtype(config, world),
-        callbacks=[*callbacks, *trackers],
+        distill=distill, callbacks=[*callbacks, *trackers],
     )  # fmt: skip
 
 
@@ -220,10 +225,17 @@ def _has_fixed_size(name: str) -> bool:
     return "img_size" in find_family(architecture).variants[architecture].names()
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: TrainConfig, model: nn.Module, projections: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a model and of what is trained beside it, in groups of its own."""
     o = config.optim
     options = o.opt_args if o.momentum is None else {"momentum": o.momentum, **o.opt_args}
-    made = create_optimizer(model, o.opt, lr=o.lr, weight_decay=o.weight_decay, layer_decay=o.layer_decay, **options)
+    groups = param_groups(model, weight_decay=o.weight_decay, layer_decay=o.layer_decay)
+    if projections is not None:
+        beside = param_groups(projections, weight_decay=o.weight_decay)
+        groups += [group | {"name": f"projections.{group['name']}"} for group in beside]
+    made = create_optimizer(groups, o.opt, lr=o.lr, weight_decay=o.weight_decay, **options)
     for group in made.param_groups:
         if config.run.fsdp and group.get("fused") and "fused" not in options:
             group["fused"], group["foreach"] = False, True  # torch's fused SGD does not know sharded weights
@@ -250,7 +262,7 @@ def amp_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
             return None
         case "auto":
             gpu = world.device.type == "cuda" and torch.cuda.is_bf16_supported()
-            return torch.bfloat16 if gpu else None
+            return torch.bfloat16 if gpu and not optimizer_info(config.optim.opt).second_order else None
         case name:
             return getattr(torch, name)
 

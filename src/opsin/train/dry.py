@@ -43,7 +43,9 @@ def _try(run: Any) -> dict[str, float]:
     updates, seconds = run.updates(), []
     for update in range(STEPS):
         start = time.perf_counter()
-        batches = next(updates)
+        batches = next(updates, None)
+        if batches is None:  # the whole epoch is one update
+            break
         run.scheduler.step(update)
         run.learn(batches)
         seconds.append(time.perf_counter() - start)
@@ -61,6 +63,14 @@ def _try(run: Any) -> dict[str, float]:
     return {"update": seconds[-1], "eval": judged, "memory": memory}
 
 
+def _teacher(distill: Any) -> dict[str, str]:
+    if distill is None:
+        return {}
+    teacher = distill.teacher
+    size = sum(p.numel() for p in teacher.model.parameters()) / 1e6
+    return {"teacher": f"{teacher.source}, {size:.2f} M parameters, learnt by {distill.kind}"}
+
+
 def _plan(run: Any, facts: dict[str, float]) -> Table:
     c = run.config
     epoch = facts["update"] * run.updates_per_epoch + facts["eval"] * len(run.eval_loader)
@@ -73,6 +83,7 @@ def _plan(run: Any, facts: dict[str, float]) -> Table:
         f"{run.world.size} ranks",
         "task": f"{run.task.kind}, {run.task.outputs} outputs, best by {run.task.metric}",
         "loss": type(run.task.train_loss).__name__,
+        **_teacher(run.distill),
         "optimizer": f"{c.optim.opt}, lr {c.optim.lr:g}, weight decay {c.optim.weight_decay:g}",
         "schedule": f"{c.schedule.sched}, {run.epochs} epochs of {run.updates_per_epoch} updates",
         "an update": f"{facts['update']:.3g} s",

@@ -18,9 +18,11 @@ from opsin.data.loader import Batch, Loader
 from opsin.errors import OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import TrainConfig
+from opsin.train.distill import Distillation
 from opsin.train.distributed import World, get_random_state, local, set_random_state
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze, frozen_stages
+from opsin.train.second_order import curvature
 from opsin.train.signals import Stop
 from opsin.train.task import Task
 
@@ -71,6 +73,7 @@ class Run:
         optimizer, scheduler: as `opsin.optim` and `opsin.scheduler` make them.
         train_loader, eval_loader: batches.
         ema: the average, if there is one.
+        distill: the teacher and the loss with it, if there is one.
         callbacks: told of all that happens, on the first process.
     """
 
@@ -90,14 +93,18 @@ class Run:
         ema: Ema | None = None,
         clip: Any = None,
         amp_dtype: torch.dtype | None = None,
+        distill: Distillation | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.world, self.directory, self.task = config, world, directory, task
         self.model, self.forward, self.ema, self.clip = model, forward, ema, clip
+        self.distill, self.learner = distill, distill.learner if distill else model
+        self.projections = distill.projections if distill else nn.ModuleList()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.amp_dtype, self.callbacks = amp_dtype, list(callbacks)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp_dtype == torch.float16)
+        self.second_order = getattr(optimizer, "is_second_order", False)
         self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
         self.epoch = self.update = 0  # what comes next
         self.loss_sum = self.loss_count = 0.0
@@ -145,6 +152,10 @@ class Run:
 
     def learn(self, batches: list[Batch]) -> float:
         """One update: forward and backward for each batch, then a step. Returns the mean loss."""
+        with curvature() if self.second_order else nullcontext():
+            return self._learn(batches)
+
+    def _learn(self, batches: list[Batch]) -> float:
         total, mean = sum(len(batch.images) for batch in batches), 0.0
         for i, batch in enumerate(batches):
             share = len(batch.images) / total
@@ -154,11 +165,11 @@ class Run:
                 value = loss.item()
                 if not math.isfinite(value):
                     self.fail(batch, value / share)
-                self.scaler.scale(loss).backward()
+                self.scaler.scale(loss).backward(create_graph=self.second_order)
             mean += value
         self.scaler.unscale_(self.optimizer)
         if self.clip is not None:
-            self.clip(self.model)
+            self.clip(self.learner)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -170,8 +181,10 @@ class Run:
 
     def loss_of(self, batch: Batch) -> Tensor:
         with torch.autocast(self.world.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            outputs = self.forward(batch.images)
-            return self.task.train_loss(outputs, self.task.prepare(batch.targets))
+            targets = self.task.prepare(batch.targets)
+            if self.distill is not None:
+                return self.distill.loss(self.forward, batch.images, targets)
+            return self.task.train_loss(self.forward(batch.images), targets)
 
     def fail(self, batch: Batch, loss: float) -> None:
         """Keep what led to a loss that is no number, and stop."""
@@ -306,6 +319,7 @@ class Run:
             sharded.save(self, state)
         elif self.world.first:
             state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            state |= {"projections": self.projections.state_dict()}
             self.directory.save(state | {"ema": self.ema.state_dict() if self.ema else None})
         self.saved_at = time.perf_counter()
 
@@ -335,6 +349,7 @@ class Run:
             sharded.restore(self, state)
         else:
             self.model.load_state_dict(state["model"])
+            self.projections.load_state_dict(state.get("projections", {}))
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])

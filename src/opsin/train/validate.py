@@ -25,7 +25,7 @@ from opsin.inference.predictor import Predictor
 from opsin.train.heads import HeadsTask
 from opsin.train.task import Task
 
-__all__ = ["CROPS", "TTA", "FiveCrops", "validate"]
+__all__ = ["CROPS", "TTA", "FiveCrops", "output_places", "validate"]
 
 TTA = ("hflip", "crops")
 CROPS = 5
@@ -193,7 +193,7 @@ class _Classes:
     """The logits (B, width) to decide among, and the targets numbered alike."""
 
     def __init__(self, labels: Sequence[str], reader: Any, all_classes: bool) -> None:
-        self.place = torch.from_numpy(_places(labels, reader))
+        self.place = torch.from_numpy(output_places(labels, reader))
         self.all_classes = all_classes
         self.width = len(labels) if all_classes else len(self.place)
 
@@ -206,8 +206,11 @@ class _Classes:
         return outputs, torch.zeros_like(outputs).index_copy_(1, place, targets)
 
 
-def _places(labels: Sequence[str], reader: Any) -> np.ndarray:
-    """The model's output for each class of the data."""
+def output_places(labels: Sequence[str], reader: Any) -> np.ndarray:
+    """The model's output for each class of the data, int64: by name, or in order where its outputs have no names.
+
+    Raises `OpsinError` for classes that the model has no label for.
+    """
     unnamed = list(labels) == [str(i) for i in range(len(labels))]
     classes = reader.classes
     if classes is None:

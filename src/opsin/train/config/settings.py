@@ -1,37 +1,21 @@
-"""Everything a training run can be told, as nested dataclasses; and the YAML that holds them.
+"""Everything a training run can be told, as nested dataclasses."""
 
-A file names only what differs from the defaults, in the same nesting. A key that does not exist is an error that names
-the nearest one. The run directory holds the whole resolved configuration, which repeats the run.
-"""
-
-import dataclasses
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from opsin.errors import OpsinError, did_you_mean
+from opsin.errors import OpsinError
 
 __all__ = [
     "AugmentSettings",
     "DataSettings",
+    "DistillSettings",
     "LossSettings",
     "ModelSettings",
     "OptimSettings",
     "RunSettings",
     "ScheduleSettings",
     "TrainConfig",
-    "from_dict",
-    "list_recipes",
-    "load_config",
-    "load_recipe",
-    "save_config",
-    "to_dict",
 ]
 
 
@@ -176,6 +160,51 @@ class LossSettings:
 
 
 @dataclass(kw_only=True)
+class DistillSettings:
+    """Learning from another model as well.
+
+    Attributes:
+        teacher: the other model, as `opsin.load` takes it: a name, whose published weights are used, a folder, such as
+            the `best` of a run, or `hf-hub:org/repo`.
+        distill: what is learnt from it: its logits, by all of the student (logit) or by its distillation token (token,
+            as DeiT does), or its features, beside the targets (feature).
+        alpha: the teacher's share of the loss, the rest is the targets'; None is 0.5. Of logits and tokens.
+        temperature: by which logits are softened; None is 3, or 1 for a token.
+        hard: learn the teacher's best class instead, or of several labels those more likely than not.
+        feature_weight: of the distance between features, 0 to 4, which is added to the loss; None is 1.
+        levels: of features, the same numbers in both models, negative ones from the end; none is the last.
+    """
+
+    teacher: str | None = None
+    distill: Literal["logit", "feature", "token"] = "logit"
+    alpha: float | None = None
+    temperature: float | None = None
+    hard: bool = False
+    feature_weight: float | None = None
+    levels: tuple[int, ...] = ()
+
+    def faults(self) -> list[str]:
+        """What contradicts itself here."""
+        others = ["alpha", "temperature", "hard"] if self.distill == "feature" else ["feature_weight", "levels"]
+        unset = DistillSettings()
+        idle = [name for name in others if getattr(self, name) != getattr(unset, name)]
+        wrong = []
+        if self.teacher is None and self != unset:
+            wrong.append("distillation is set up, but there is no teacher")
+        if idle:
+            wrong.append(f"distill {self.distill} makes no use of {', '.join(idle)}")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            wrong.append(f"alpha is from 0 to 1, not {self.alpha}")
+        if self.hard and self.temperature is not None:
+            wrong.append("hard takes the teacher's best class, which no temperature changes")
+        for name in ("temperature", "feature_weight"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                wrong.append(f"{name} must be above 0, not {value}")
+        return wrong
+
+
+@dataclass(kw_only=True)
 class OptimSettings:
     """The optimizer.
 
@@ -233,7 +262,7 @@ class RunSettings:
         seed: of everything random.
         deterministic: only algorithms that give the same bits each time.
         device: where to compute; None is a GPU if there is one.
-        amp: none, bfloat16 or float16; auto is bfloat16 on a GPU that has it.
+        amp: none, bfloat16 or float16; auto is bfloat16 on a GPU that has it, for optimizers of the first order.
         ema: keep an average of the weights, judged beside them.
         ema_decay: its decay a step.
         metric: what decides which checkpoint is best; None is the task's own (top1, mAP, mae).
@@ -268,13 +297,14 @@ class TrainConfig:
     model: ModelSettings = field(default_factory=ModelSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def check(self) -> None:
         """Raise `OpsinError` for settings that contradict each other, naming both."""
-        a, wrong = self.augment, []
+        a, wrong = self.augment, self.distill.faults()
         if self.model.pretrained and self.model.checkpoint:
             wrong.append("pretrained and checkpoint both say where the weights come from")
         if self.schedule.warmup_epochs >= self.schedule.epochs and self.schedule.epochs > 0:
@@ -291,131 +321,14 @@ class TrainConfig:
             wrong.append("repeats and balance both choose the samples of an epoch")
         if self.run.fsdp and self.model.channels_last:
             wrong.append("fsdp splits weights by rows, which channels_last does not have in a row")
+        if self.distill.teacher and self.loss.task == "regression":
+            wrong.append("a teacher is for classes, not for regression")
+        if self.distill.teacher and self.distill.distill == "feature":
+            if self.run.fsdp:
+                wrong.append("fsdp has no place for the layers between two models' features: distill logit, or no fsdp")
+            if self.model.freeze == -1 and not self.model.unfreeze_epochs:
+                wrong.append("features of a body that freeze -1 keeps as it is learn nothing from a teacher")
         if self.optim.accumulate < 1 or self.data.batch_size < 1:
             wrong.append("accumulate and batch_size must be at least 1")
         if wrong:
             raise OpsinError("the configuration contradicts itself: " + "; ".join(wrong))
-
-
-# --- dicts and files ------------------------------------------------------------------------------------------------
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain nested values, ready for YAML or JSON."""
-    plain = dataclasses.asdict(config)
-    for part in plain.values():
-        for key, value in part.items():
-            part[key] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-    return plain
-
-
-def from_dict(
-    values: Mapping[str, Any], *, base: TrainConfig | None = None, owner: str = "the configuration"
-) -> TrainConfig:
-    """A configuration of `base` (the defaults) with these values, types checked; raises `OpsinError`."""
-    return _merge(base or TrainConfig(), values, owner)
-
-
-def _merge(base: Any, values: Mapping[str, Any], owner: str) -> Any:
-    fields = {one.name for one in dataclasses.fields(base)}
-    hints = typing.get_type_hints(type(base))
-    changed = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise OpsinError(f"{owner} has no setting {key!r}.{_nearest(base, key)}")
-        old = getattr(base, key)
-        if dataclasses.is_dataclass(old):
-            if not isinstance(value, Mapping):
-                raise OpsinError(f"{owner}: {key} is a group of settings, not {value!r}")
-            changed[key] = _merge(old, value, f"{owner}, {key}")
-        else:
-            changed[key] = _typed(value, hints[key], f"{owner}, {key}")
-    return dataclasses.replace(base, **changed)
-
-
-def _nearest(base: Any, key: str) -> str:
-    for group in dataclasses.fields(base):  # a setting without its group
-        value = getattr(base, group.name)
-        if dataclasses.is_dataclass(value) and key in {one.name for one in dataclasses.fields(value)}:
-            return f" It belongs to {group.name}: write it below that."
-    names = [one.name for one in dataclasses.fields(base)]
-    return did_you_mean(key, names) or f" There are: {', '.join(names)}."
-
-
-def _typed(value: Any, hint: Any, owner: str) -> Any:
-    """The value as the type the setting has: 1 is fine for 1.0, and a list for a tuple; the rest is refused."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return _typed(value, next(arg for arg in args if arg is not type(None)), owner)
-    if origin is Literal:
-        if value not in args:
-            hint = did_you_mean(str(value), map(str, args)) or f" It can be {', '.join(map(str, args))}."
-            raise OpsinError(f"{owner} cannot be {value!r}.{hint}")
-        return value
-    if origin is tuple and isinstance(value, list | tuple) and args[-1] is Ellipsis:
-        return tuple(_typed(one, args[0], owner) for one in value)
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
-        return tuple(_typed(one, arg, owner) for one, arg in zip(value, args, strict=True))
-    if origin is dict and isinstance(value, Mapping):
-        return dict(value)
-    if hint is float and not isinstance(value, bool) and _is_number(value):
-        return float(value)
-    if (hint is Path and isinstance(value, str | Path)) or (hint in (int, str, bool) and type(value) is hint):
-        return hint(value)
-    kind = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise OpsinError(f"{owner} must be of type {kind}, not {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    """Text counts where it reads as a number: YAML takes 1e-3, without a point, for a word."""
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def load_config(path: str | Path, *, base: TrainConfig | None = None) -> TrainConfig:
-    """A configuration from a YAML file; raises `OpsinError` for a missing or broken file, or a wrong key or value."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise OpsinError(f"no configuration {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OpsinError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, Mapping):
-        raise OpsinError(f"{path} holds no settings")
-    return from_dict({k: v for k, v in values.items() if k != "about"}, base=base, owner=str(path))
-
-
-def save_config(config: TrainConfig, path: str | Path) -> None:
-    """Write a configuration; the file appears whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-    part.replace(path)
-
-
-def _recipes() -> Any:
-    return resources.files("opsin.train") / "recipes"
-
-
-def list_recipes() -> dict[str, str]:
-    """The recipes that come with opsin: name -> what it is, its source and its expected result."""
-    files = (one for one in _recipes().iterdir() if one.name.endswith(".yaml"))
-    return {
-        one.name.removesuffix(".yaml"): yaml.safe_load(one.read_text(encoding="utf-8"))["about"]
-        for one in sorted(files, key=lambda one: one.name)
-    }
-
-
-def load_recipe(name: str) -> TrainConfig:
-    """A recipe by name, one of `list_recipes`."""
-    known = list_recipes()
-    if name not in known:
-        raise OpsinError(f"no recipe {name!r}.{did_you_mean(name, known) or ' There are: ' + ', '.join(known) + '.'}")
-    with resources.as_file(_recipes() / f"{name}.yaml") as path:
-        return load_config(path)
