@@ -238,6 +238,7 @@ def test_settings_act_on_the_heads_that_they_fit(pictures):
     ("groups", "message"),
     [
         ({"loss": {"head_weights": {"colr": 1.0}}}, "no head 'colr'"),
+        ({"loss": {"head_weights": {"colour": "much"}}}, "must be a number of at least 0, not 'much'"),
         (
             {"loss": {"loss": "huber"}, "data": {"target": ["colour", "tags"]}},
             "the loss huber is for none of the heads",

@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 
 import opsin
+from opsin.cli.train import parse
 from opsin.errors import OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.clip import adaptive_clip_, make_clip
@@ -80,6 +81,22 @@ def test_wrong_settings_are_named(values, said):
 def test_contradictions_are_named(values, said):
     with pytest.raises(OpsinError, match=said):
         from_dict(values).check()
+
+
+def test_names_with_values_on_the_command_line():
+    words = ["digits", "--model-args", "layers=[1, 1, 1, 1]", "act_layer=gelu", "--opt-args", "eps=1e-5", "--loss-args"]
+    config, _ = parse(words)
+    assert config.model.model_args == {"layers": [1, 1, 1, 1], "act_layer": "gelu"}
+    assert config.optim.opt_args == {"eps": 1e-5}
+    assert config.loss.loss_args == {}
+    assert parse(["digits", "--head-weights", "size=0.5"])[0].loss.head_weights == {"size": 0.5}
+    assert load_recipe("small-from-scratch").optim.opt_args == parse(["digits"])[0].optim.opt_args
+
+
+def test_words_that_are_no_names_with_values(capsys):
+    with pytest.raises(SystemExit):
+        parse(["digits", "--model-args", "layers"])
+    assert "'layers' is not NAME=VALUE" in capsys.readouterr().err
 
 
 def test_files_that_are_no_configuration(tmp_path):

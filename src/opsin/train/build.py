@@ -61,7 +61,8 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     distill = build_distillation(config, world, model, task, train_reader, preprocess)
     learner = distill.learner if distill else model
     world.align(learner)
-    ema = Ema(model, config.run.ema_decay) if config.run.ema else None
+    r = config.run
+    ema = Ema(model, r.ema_decay, debias=r.ema_debias) if r.ema else None
     if config.run.fsdp:
         from opsin.train.sharded import check_optimizer, shard
 

@@ -106,8 +106,10 @@ class HeadsTask(Task):
 def _check(reader: Any, config: TrainConfig) -> None:
     """Raise `OpsinError` for settings that fit none of the heads."""
     settings, kinds = config.loss, {head.task for head in reader.heads}
-    for name in settings.head_weights:
+    for name, weight in settings.head_weights.items():
         check_choice(name, [head.name for head in reader.heads], what="head", where="head_weights")
+        if not isinstance(weight, int | float) or weight < 0:
+            raise OpsinError(f"head_weights: {name} must be a number of at least 0, not {weight!r}")
     if settings.loss != "auto" and not any(settings.loss in list_losses(kind) for kind in kinds):
         raise OpsinError(f"the loss {settings.loss} is for none of the heads, which are: {', '.join(sorted(kinds))}")
     if settings.loss == "auto" and settings.loss_args:

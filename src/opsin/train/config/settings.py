@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from opsin.errors import OpsinError
+from opsin.train.config.pairs import Pairs
 
 __all__ = [
     "AugmentSettings",
@@ -48,7 +49,7 @@ class ModelSettings:
     img_size: int | None = None
     drop_rate: float | None = None
     drop_path_rate: float | None = None
-    model_args: dict[str, Any] = field(default_factory=dict)
+    model_args: Pairs = field(default_factory=dict)
     freeze: int = 0
     unfreeze_epochs: int = 0
     grad_checkpointing: bool = False
@@ -84,7 +85,7 @@ class DataSettings:
     val_split: str = "validation"
     class_map: str | None = None
     target: tuple[str, ...] = ()
-    reader_args: dict[str, Any] = field(default_factory=dict)
+    reader_args: Pairs = field(default_factory=dict)
     holdout: float = 0.1
     batch_size: int = 64
     eval_batch_size: int | None = None
@@ -154,9 +155,9 @@ class LossSettings:
     task: Literal["auto", "single", "multi", "regression", "heads"] = "auto"
     loss: str = "auto"
     smoothing: float = 0.0
-    loss_args: dict[str, Any] = field(default_factory=dict)
+    loss_args: Pairs = field(default_factory=dict)
     class_weights: float = 0.0
-    head_weights: dict[str, float] = field(default_factory=dict)
+    head_weights: Pairs = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -225,7 +226,7 @@ class OptimSettings:
     weight_decay: float = 0.05
     momentum: float | None = None
     layer_decay: float | None = None
-    opt_args: dict[str, Any] = field(default_factory=dict)
+    opt_args: Pairs = field(default_factory=dict)
     clip_grad: float | None = None
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     accumulate: int = 1
@@ -249,7 +250,7 @@ class ScheduleSettings:
     warmup_epochs: float = 2.0
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
-    sched_args: dict[str, Any] = field(default_factory=dict)
+    sched_args: Pairs = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -265,6 +266,7 @@ class RunSettings:
         amp: none, bfloat16 or float16; auto is bfloat16 on a GPU that has it, for optimizers of the first order.
         ema: keep an average of the weights, judged beside them.
         ema_decay: its decay a step.
+        ema_debias: begin with that decay and divide its beginning out, where else the decay warms up.
         metric: what decides which checkpoint is best; None is the task's own (top1, mAP, mae).
         patience: epochs without a better one after which to stop; 0 never stops.
         save_every: seconds between checkpoints within an epoch.
@@ -281,6 +283,7 @@ class RunSettings:
     amp: Literal["auto", "none", "bfloat16", "float16"] = "auto"
     ema: bool = False
     ema_decay: float = 0.9998
+    ema_debias: bool = False
     metric: str | None = None
     patience: int = 0
     save_every: float = 120.0
