@@ -12,10 +12,14 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import opsin
 from opsin.errors import OpsinError
+from opsin.optim import _common, create_optimizer
 from opsin.train import sharded
 from opsin.train.build import build_run
 from opsin.train.checkpoint import RunDirectory
@@ -141,6 +145,27 @@ def test_layout_contradicts_shards():
 def test_an_optimizer_that_needs_whole_weights_is_refused(photos, tmp_path):
     for said in finish(start(photos, tmp_path, *HARD, "--opt", "novograd"), 2):
         assert "NovoGrad cannot work on sharded weights" in said
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["lion", "lamb", "laprop", "adafactorbv"])
+def test_long_weights_in_shards_are_not_sliced(mesh, monkeypatch, name):
+    monkeypatch.setattr(_common, "SLICE", 64)
+    ends = []
+    for place in (lambda w: w, lambda w: distribute_tensor(w, mesh, [Shard(0)])):
+        p = torch.nn.Parameter(place(torch.linspace(-1, 1, 640).view(32, 20)))
+        optimizer = create_optimizer([p], name, lr=0.01, weight_decay=0.1)
+        for _ in range(3):
+            p.grad = p.detach() * 2
+            optimizer.step()
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[1].full_tensor(), ends[0], rtol=0, atol=1e-6)
 
 
 class Boom:
