@@ -5,7 +5,7 @@ from datetime import date
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 from rich.console import Console
@@ -13,8 +13,8 @@ from rich.markdown import Markdown
 
 from benchmarks._ab import markdown, pin
 
-Name = Literal["imports", "listing", "create", "forward", "data", "optim"]
-ALL: tuple[Name, ...] = ("imports", "listing", "create", "forward", "data", "optim")
+Name = Literal["imports", "listing", "create", "forward", "train", "optim", "data"]
+ALL: tuple[Name, ...] = get_args(Name)
 
 
 def _machine() -> str:

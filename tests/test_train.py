@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from runs import ENV, HARD, command, differences, finish, lines, start
 
 import opsin
 from opsin.cli import main
@@ -22,7 +23,6 @@ from opsin.train.config import from_dict
 from opsin.train.distributed import World
 from opsin.train.loop import Callback, fit
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 SMALL = ["--model", "test_resnet", "--img-size", "32", "--batch-size", "8", "--epochs", "3", "--warmup-epochs", "1"]
 
 
@@ -139,25 +139,7 @@ def test_says_what_is_wrong(photos, tmp_path, capsys, args, said):
 
 # --- interruptions --------------------------------------------------------------------------------------------------
 
-EVERYTHING = [
-    *SMALL, "--ema", "--ema-decay", "0.9", "--drop-rate", "0.2", "--mixup", "0.2", "--cutmix", "0.5", "--reprob", "0.3",
-    "--auto-augment", "rand-m5-mstd0.5", "--accumulate", "2", "--clip-grad", "1.0", "--save-every", "0",
-    "--log-every", "1",
-]  # fmt: skip
-
-
-def start(photos, out, *more, ranks=1):
-    """The processes of a run: started one by one, since torchrun's workers would outlive it when it is killed."""
-    command = [sys.executable, "-m", "opsin", "train", str(photos), *EVERYTHING, "--output", str(out), *more]
-    place = {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(random.randint(20000, 40000))}
-    envs = [ENV | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    return [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for env in envs]
-
-
-def finish(processes, status=0):
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [status] * len(processes), said
-    return said
+EVERYTHING = [*SMALL, *HARD]
 
 
 def kill_now_and_then(photos, out, kills, *more, ranks=1, seed=0):
@@ -165,9 +147,9 @@ def kill_now_and_then(photos, out, kills, *more, ranks=1, seed=0):
     how many updates were logged at each kill."""
     rng, seen = random.Random(seed), []
     for _ in range(kills):
-        processes = start(photos, out, *more, ranks=ranks)
-        wanted = _lines(out) + rng.randint(1, 3)
-        while all(process.poll() is None for process in processes) and _lines(out) < wanted:
+        processes = start(photos, out, *EVERYTHING, *more, ranks=ranks)
+        wanted = len(lines(out)) + rng.randint(1, 3)
+        while all(process.poll() is None for process in processes) and len(lines(out)) < wanted:
             time.sleep(0.02)
         time.sleep(rng.random() * 0.3)
         for process in processes:
@@ -176,43 +158,44 @@ def kill_now_and_then(photos, out, kills, *more, ranks=1, seed=0):
         for process in processes:
             process.stderr.close()
         if codes == [-signal.SIGKILL] * ranks:
-            seen.append(_lines(out))
-    finish(start(photos, out, *more, ranks=ranks))
+            seen.append(len(lines(out)))
+    finish(start(photos, out, *EVERYTHING, *more, ranks=ranks))
     return seen
-
-
-def _lines(out):
-    log = out / "log.jsonl"
-    return len(log.read_text().splitlines()) if log.exists() else 0
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 3), (2, 2)])
 def test_a_run_that_is_killed_ends_with_the_same_bits(photos, tmp_path, ranks, kills):
-    finish(start(photos, tmp_path / "whole", "--workers", "1", ranks=ranks))
+    finish(start(photos, tmp_path / "whole", *EVERYTHING, "--workers", "1", ranks=ranks))
     seen = kill_now_and_then(photos, tmp_path / "killed", kills, "--workers", "1", ranks=ranks)
     assert seen
-    assert 0 < seen[0] < _lines(tmp_path / "whole")  # in the middle
-    first, second = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed"))
-    assert same(second["model"], first["model"])
-    assert same(second["ema"]["average"], first["ema"]["average"])
-    assert second["update"] == first["update"]
-    for a, b in zip(first["history"], second["history"], strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
-    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "killed")]
-    assert logs[0] == logs[1]
+    assert 0 < seen[0] < len(lines(tmp_path / "whole"))  # in the middle
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+
+
+def test_what_a_kill_leaves_is_cleared_away(photos, tmp_path):
+    """Lines of the log from before the first checkpoint, and files that were being written."""
+    (tmp_path / "log.jsonl").write_text('{"update": 0, "epoch": 0, "loss": 1.0, "lr": 0.1}\n{"upd')
+    torn = [tmp_path / ".best.abc.tmp", tmp_path / "best" / ".best.abc.tmp", tmp_path / ".last-000004.old"]
+    for folder in torn:
+        folder.mkdir(parents=True)
+        (folder / "half").touch()
+    train(settings(photos, tmp_path, run={"log_every": 1}, schedule={"epochs": 1}))
+    updates = [json.loads(line)["update"] for line in lines(tmp_path)]
+    assert updates == list(range(len(updates)))
+    assert not any(folder.exists() for folder in torn)
 
 
 def test_sigterm_saves_and_leaves(photos, tmp_path):
     out = tmp_path / "run"
-    (process,) = start(photos, out, "--workers", "0", "--save-every", "1000")
-    while process.poll() is None and _lines(out) < 1:
+    (process,) = start(photos, out, *EVERYTHING, "--workers", "0", "--save-every", "1000")
+    while process.poll() is None and not lines(out):
         time.sleep(0.02)
     process.terminate()
     (said,) = finish([process], status=128 + signal.SIGTERM)
     assert "stopped by SIGTERM" in said
     assert (out / "last.pt").exists()
-    finish(start(photos, tmp_path / "whole", "--workers", "0"))
-    finish(start(photos, out, "--workers", "0", "--save-every", "1000"))
+    finish(start(photos, tmp_path / "whole", *EVERYTHING, "--workers", "0"))
+    finish(start(photos, out, *EVERYTHING, "--workers", "0", "--save-every", "1000"))
     assert same(weights(out), weights(tmp_path / "whole"))
 
 
@@ -222,17 +205,12 @@ def test_two_processes_learn_what_one_does(photos, tmp_path):
     losses = []
     for ranks, batch in ((1, "8"), (2, "4")):
         out = tmp_path / str(ranks)
-        command = [sys.executable, "-m"]
+        line = command(photos, out, *plain, "--batch-size", batch)
         if ranks > 1:
-            command += [
-                "torch.distributed.run",
-                "--nproc-per-node=2",
-                "--master-port",
-                str(random.randint(20000, 40000)),
-                "-m",
-            ]
-        command += ["opsin", "train", str(photos), *plain, "--batch-size", batch, "--output", str(out)]
-        done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False, timeout=300)
+            line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *line]
+        done = subprocess.run(
+            [sys.executable, *line], env=ENV, capture_output=True, text=True, check=False, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         losses.append([row["train_loss"] for row in torch.load(out / "last.pt", weights_only=True)["history"]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

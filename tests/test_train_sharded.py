@@ -1,6 +1,5 @@
 """A model in shards learns what a whole one does, and a kill changes nothing. Two processes on the CPU."""
 
-import os
 import pickle
 import random
 import shutil
@@ -12,21 +11,25 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
+from runs import ENV, command, differences, finish, lines, start, state
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import opsin
 from opsin.errors import OpsinError
+from opsin.optim import _common, create_optimizer
 from opsin.train import sharded
 from opsin.train.build import build_run
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import from_dict
 from opsin.train.distributed import World
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 SMALL = ["--img-size", "32", "--warmup-epochs", "1", "--workers", "0", "--log-every", "1"]
 # statistics that differ between the processes, an average, several batches an update, clipping over all shards
 HARD = [*SMALL, "--model", "test_resnet", "--epochs", "2", "--batch-size", "4", "--ema", "--ema-decay", "0.9",
-        "--drop-rate", "0.2", "--accumulate", "2", "--clip-grad", "1.0", "--save-every", "0"]  # fmt: skip
+        "--drop-rate", "0.2", "--accumulate", "2", "--clip-grad", "1.0", "--save-every", "0", "--fsdp"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +45,6 @@ def photos(tmp_path_factory):
     return root
 
 
-def command(photos, out, *args):
-    return ["-m", "opsin", "train", str(photos), *args, "--output", str(out)]
-
-
-def start(photos, out, *args):
-    """The two processes of a run, without torchrun, whose workers outlive it when it is killed."""
-    place = {"WORLD_SIZE": "2", "MASTER_PORT": str(random.randint(20000, 40000))}
-    line = [sys.executable, *command(photos, out, *args, "--fsdp")]
-    ranks = [ENV | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    return [subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True) for env in ranks]
-
-
-def finish(processes, status=0):
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [status] * 2, said
-    return said
-
-
 def history(out):
     return (out / "history.csv").read_text().splitlines()
 
@@ -72,7 +57,7 @@ def values(out, *names):
 def test_shards_learn_what_one_process_does(photos, tmp_path):
     """The same losses but for rounding, of the average too; and `best` is whole."""
     args = [*SMALL, "--model", "test_vit", "--epochs", "2", "--ema", "--ema-decay", "0.9", "--clip-grad", "0.5"]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", str(random.randint(20000, 40000))]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     one = command(photos, tmp_path / "one", *args, "--batch-size", "8")
     two = [*launch, *command(photos, tmp_path / "two", *args, "--batch-size", "4", "--fsdp")]
     for line in (one, two):
@@ -91,9 +76,9 @@ def test_shards_learn_what_one_process_does(photos, tmp_path):
 
 
 def test_a_sharded_run_that_is_killed_ends_with_the_same_bits(photos, tmp_path):
-    finish(start(photos, tmp_path / "whole", *HARD))
+    finish(start(photos, tmp_path / "whole", *HARD, ranks=2))
     out = tmp_path / "killed"
-    processes = start(photos, out, *HARD)
+    processes = start(photos, out, *HARD, ranks=2)
     while processes[0].poll() is None and len(lines(out)) < 2:
         time.sleep(0.02)
     time.sleep(random.random() * 0.2)
@@ -101,30 +86,11 @@ def test_a_sharded_run_that_is_killed_ends_with_the_same_bits(photos, tmp_path):
         process.send_signal(signal.SIGKILL)
     finish(processes, -signal.SIGKILL)
     assert 2 <= len(lines(out)) < len(lines(tmp_path / "whole"))
-    finish(start(photos, out, *HARD))
-    assert lines(out) == lines(tmp_path / "whole")
-    plain = [[row.rpartition(",")[0] for row in history(path)] for path in (tmp_path / "whole", out)]  # no seconds
-    assert plain[0] == plain[1]
-    first, second = (tensors(path) for path in (tmp_path / "whole", out))
-    assert {key.split("/")[0] for key in first} == {"model", "ema", "optimizer", "rank0", "rank1"}
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def lines(out):
-    log = out / "log.jsonl"
-    return log.read_text().splitlines() if log.exists() else []
-
-
-def tensors(out):
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    (folder,) = RunDirectory(out).folders()
-    file = out / "whole.pt"
-    dcp_to_torch_save(folder, file)
-    found = torch.load(file, weights_only=True)
-    assert torch.load(folder / "rest.pt", weights_only=True)["update"] > 0
-    return found
+    finish(start(photos, out, *HARD, ranks=2))
+    kept = state(out)
+    assert {key.split("/")[0] for key in kept["tensors"]} == {"model", "ema", "optimizer", "rank0", "rank1"}
+    assert kept["update"] > 0
+    assert differences(tmp_path / "whole", out) == []
 
 
 def test_one_process_cannot_shard(photos, tmp_path):
@@ -139,8 +105,29 @@ def test_layout_contradicts_shards():
 
 
 def test_an_optimizer_that_needs_whole_weights_is_refused(photos, tmp_path):
-    for said in finish(start(photos, tmp_path, *HARD, "--opt", "novograd"), 2):
+    for said in finish(start(photos, tmp_path, *HARD, "--opt", "novograd", ranks=2), 2):
         assert "NovoGrad cannot work on sharded weights" in said
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["lion", "lamb", "laprop", "adafactorbv"])
+def test_long_weights_in_shards_are_not_sliced(mesh, monkeypatch, name):
+    monkeypatch.setattr(_common, "SLICE", 64)
+    ends = []
+    for place in (lambda w: w, lambda w: distribute_tensor(w, mesh, [Shard(0)])):
+        p = torch.nn.Parameter(place(torch.linspace(-1, 1, 640).view(32, 20)))
+        optimizer = create_optimizer([p], name, lr=0.01, weight_decay=0.1)
+        for _ in range(3):
+            p.grad = p.detach() * 2
+            optimizer.step()
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[1].full_tensor(), ends[0], rtol=0, atol=1e-6)
 
 
 class Boom:

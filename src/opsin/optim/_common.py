@@ -8,7 +8,7 @@ from torch import Tensor
 
 from opsin.errors import OpsinError
 
-__all__ = ["ListOptimizer", "cautious", "decay", "moments", "root"]
+__all__ = ["ListOptimizer", "cautious", "decay", "moments", "root", "sliced"]
 
 Group = dict[str, Any]
 Tensors = list[Tensor]
@@ -53,7 +53,8 @@ class ListOptimizer(torch.optim.Optimizer):
                 states = [self.state[p] for p in same]
                 slots = [[state[name] for state in states] for name in self.slots_of(group)]
                 grads = [p.grad for p in same if p.grad is not None]
-                for part in self._parts(group, [same, grads, *slots]):
+                columns = [same, grads, *slots]
+                for part in self.parts(group, columns) if self.elementwise else [columns]:
                     self.update(group, states[0]["step"], *part)
         return loss
 
@@ -106,23 +107,32 @@ class ListOptimizer(torch.optim.Optimizer):
             buckets.setdefault(key, []).append(p)
         yield from buckets.values()
 
-    def _parts(self, group: Group, columns: list[Tensors]) -> Iterator[list[Tensors]]:
-        """The columns of `update`; a long tensor on the CPU in slices, which stay in the cache from line to line."""
-        p = columns[0][0]
-        whole = len(columns[0]) > 1 or p.numel() <= 2 * SLICE or p.device.type != "cpu"
-        if whole or not self.elementwise or group.get("caution") or not _aligned([c[0] for c in columns]):
+    def parts(self, group: Group, columns: list[Tensors]) -> Iterator[list[Tensors]]:
+        """Columns as `update` gets them, those of one long tensor in slices: for lines in which every value moves by
+        itself. Caution does not."""
+        if len(columns[0]) > 1 or group.get("caution"):
             yield columns
             return
-        flat = [c[0].as_strided((p.numel(),), (1,)).split(SLICE) for c in columns]
-        for parts in zip(*flat, strict=True):
-            yield [[part] for part in parts]
+        for part in sliced([column[0] for column in columns]):
+            yield [[tensor] for tensor in part]
+
+
+def sliced(tensors: Tensors) -> Iterator[Tensors]:
+    """Tensors of one shape; long ones on the CPU in slices, which stay in the cache from line to line."""
+    p = tensors[0]
+    plain = p.device.type == "cpu" and not hasattr(p, "to_local")  # sharded ones have no flat view
+    if not plain or p.numel() <= 2 * SLICE or not _aligned(tensors):
+        yield tensors
+        return
+    flat = [tensor.as_strided((p.numel(),), (1,)).split(SLICE) for tensor in tensors]
+    yield from map(list, zip(*flat, strict=True))
 
 
 def _aligned(tensors: Tensors) -> bool:
     """Whether values at the same place belong together in memory, too, without gaps."""
     p = tensors[0]
     dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
-    return dense and all(t.stride() == p.stride() and t.dtype == p.dtype for t in tensors)
+    return dense and all(tensor.stride() == p.stride() for tensor in tensors)
 
 
 def check_ranges(name: str, settings: Group) -> None:
@@ -180,6 +190,6 @@ def cautious(updates: Tensors, grads: Tensors) -> Tensors:
     """
     kept = []
     for update, grad in zip(updates, grads, strict=True):
-        mask = (update * grad > 0).to(update.dtype)
-        kept.append(update * mask.div_(mask.mean().clamp_(min=1e-3)))
+        mask = (update * grad).gt_(0)
+        kept.append(mask.div_(mask.mean().clamp_(min=1e-3)).mul_(update))
     return kept

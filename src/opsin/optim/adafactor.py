@@ -66,8 +66,9 @@ class Adafactor(ListOptimizer):
         (p,), (grad,) = params, grads
         state = self.state[p]
         lr = self._rate(group, step, p)
-        square = grad.square() + group["eps"]
-        update = grad * inverse_root(state, square, 1 - step ** group["decay_rate"], group["min_dim_size_to_factor"])
+        square = grad.square().add_(group["eps"])
+        update = inverse_root(state, square, 1 - step ** group["decay_rate"], group["min_dim_size_to_factor"])
+        update.mul_(grad)
         update.div_((rms(update) / group["clip_threshold"]).clamp_(min=1))
         update.mul_(lr)
         if "exp_avg" in state:
@@ -106,10 +107,10 @@ def start_second_moment(state: dict[str, Any], p: Tensor, least: int) -> None:
 
 
 def inverse_root(state: dict[str, Any], square: Tensor, beta2: float, least: int) -> Tensor:
-    """Move the second moment on, and give one over its root."""
+    """Move the second moment on, and give one over its root, for which the memory of `square` may be taken."""
     dims = factored_dims(square.shape, least)
     if dims is None:
         return state["exp_avg_sq"].lerp_(square, 1 - beta2).rsqrt()
     row = state["exp_avg_sq_row"].lerp_(square.mean(dims[0], keepdim=True), 1 - beta2)
     col = state["exp_avg_sq_col"].lerp_(square.mean(dims[1], keepdim=True), 1 - beta2)
-    return (row / row.mean(dims[1], keepdim=True)).rsqrt_() * col.rsqrt()
+    return torch.mul((row / row.mean(dims[1], keepdim=True)).rsqrt_(), col.rsqrt(), out=square)

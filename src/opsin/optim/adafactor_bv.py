@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opsin.optim._common import Group, ListOptimizer, Tensors, cautious, decay
+from opsin.optim._common import Group, ListOptimizer, Tensors, cautious, decay, sliced
 from opsin.optim.adafactor import inverse_root, rms, start_second_moment
 
 __all__ = ["AdafactorBigVision"]
@@ -61,14 +61,18 @@ class AdafactorBigVision(ListOptimizer):
         (p,), (grad,) = params, grads
         state = self.state[p]
         beta2 = min(group["beta2_cap"], 1 - float(step - group["decay_offset"]) ** -group["decay_rate"])
-        square = grad.square() + group["eps"]
-        update = grad * inverse_root(state, square, beta2, group["min_dim_size_to_factor"])
+        square = grad.square().add_(group["eps"])
+        update = inverse_root(state, square, beta2, group["min_dim_size_to_factor"]).mul_(grad)
         if group["clipping_threshold"] is not None:
             update.div_((rms(update) / group["clipping_threshold"]).clamp_(min=1))
-        if "exp_avg" in state:
-            mean = state["exp_avg"].to(p.dtype).lerp_(update, 1 - group["momentum"])
-            state["exp_avg"].copy_(mean)
-            update = mean
+        whole = [p, grad, update, *([state["exp_avg"]] if "exp_avg" in state else [])]
+        for part in [whole] if group["caution"] else sliced(whole):
+            self._move(group, *part)
+
+    def _move(self, group: Group, p: Tensor, grad: Tensor, update: Tensor, mean: Tensor | None = None) -> None:
+        if mean is not None:
+            update = mean.to(p.dtype).lerp_(update, 1 - group["momentum"])
+            mean.copy_(update)
         if group["caution"]:
             (update,) = cautious([update], [grad])
         if group["unscaled_wd"]:

@@ -62,6 +62,16 @@ class Lamb(ListOptimizer):
             self.shrink = (torch.nn.utils.get_total_norm(grads) / limit).clamp_(min=1)
 
     def update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> None:
+        pieces = [self._update(group, step, *part) for part in self.parts(group, [params, grads, *slots])]
+        update = pieces[0]
+        if len(pieces) > 1:
+            update = [torch.cat([one for (one,) in pieces]).as_strided(params[0].shape, params[0].stride())]
+        if group["weight_decay"] or group["always_adapt"]:
+            torch._foreach_mul_(update, self._ratios(group, params, update))
+        torch._foreach_add_(params, update, alpha=-group["lr"])
+
+    def _update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> Tensors:
+        """Where Adam would go."""
         mean, square = slots
         beta1, beta2 = group["betas"]
         if self.shrink is not None:
@@ -79,9 +89,7 @@ class Lamb(ListOptimizer):
             decay(self, group, params, grads)
         elif group["weight_decay"]:
             torch._foreach_add_(update, params, alpha=group["weight_decay"])
-        if group["weight_decay"] or group["always_adapt"]:
-            torch._foreach_mul_(update, self._ratios(group, params, update))
-        torch._foreach_add_(params, update, alpha=-group["lr"])
+        return update
 
     def _ratios(self, group: Group, params: Tensors, updates: Tensors) -> Tensors:
         """Norm of the weights by norm of the update; 1 where either is zero."""

@@ -38,19 +38,22 @@ class LaProp(ListOptimizer):
         state["mean_lr"] = 0.0
 
     def update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> None:
-        mean, square = slots
+        beta1, lr = group["betas"][0], group["lr"]
+        states = [self.state[p] for p in params]
+        for state in states:
+            state["mean_lr"] = beta1 * state["mean_lr"] + (1 - beta1) * lr
+        factors = [lr / state["mean_lr"] if lr else 0.0 for state in states]
+        for part in self.parts(group, [params, grads, *slots]):
+            self._move(group, step, factors, *part)
+
+    def _move(self, group: Group, step: int, factors: list[float], *lists: Tensors) -> None:
+        params, grads, mean, square = lists
         beta1, beta2 = group["betas"]
-        lr = group["lr"]
         torch._foreach_mul_(square, beta2)
         torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
         adapted = list(torch._foreach_div(grads, root(square, 1 - beta2**step, group["eps"])))
         torch._foreach_mul_(mean, beta1)
-        torch._foreach_add_(mean, adapted, alpha=(1 - beta1) * lr)
-        states = [self.state[p] for p in params]
-        for state in states:
-            state["mean_lr"] = beta1 * state["mean_lr"] + (1 - beta1) * lr
+        torch._foreach_add_(mean, adapted, alpha=(1 - beta1) * group["lr"])
         update = cautious(mean, grads) if group["caution"] else mean
-        if lr:
-            update = list(torch._foreach_mul(update, [lr / state["mean_lr"] for state in states]))
-            torch._foreach_sub_(params, update)
+        torch._foreach_sub_(params, torch._foreach_mul(update, factors))
         decay(self, group, params, grads)

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from opsin.optim._common import Group, ListOptimizer, Tensors, cautious, moments, root
@@ -99,13 +98,17 @@ def move(p: Tensor, grad: Tensor, direction: Tensor, group: Group, rate: float, 
     """Step along a direction, without its part along weights that are scale-invariant as rows or as a whole."""
     factor = 1.0
     if p.ndim > 1:
-        for rows in (p.shape[0], 1):
-            weights = p.reshape(rows, -1)
-            cosine = F.cosine_similarity(grad.reshape(rows, -1), weights, dim=1, eps=group["eps"]).abs()
-            if cosine.max() < group["delta"] / weights.shape[1] ** 0.5:
-                unit = weights / weights.norm(dim=1, keepdim=True).add(group["eps"])
-                along = (unit * direction.reshape(rows, -1)).sum(1, keepdim=True)
-                direction = direction - (unit * along).reshape(p.shape)
+        eps, weights, grads = group["eps"], p.reshape(p.shape[0], -1), grad.reshape(p.shape[0], -1)
+        products = torch.linalg.vecdot(weights, grads)
+        lengths = [torch.linalg.vector_norm(x, dim=1) for x in (weights, grads)]
+        whole = products.sum(0, keepdim=True), [x.norm().view(1) for x in lengths]
+        for dots, (of_weights, of_grads) in ((products, lengths), whole):
+            unit = p.reshape(len(dots), -1)
+            cosine = dots / (of_weights.clamp(min=eps) * of_grads.clamp(min=eps))
+            if cosine.abs().max() < group["delta"] / unit.shape[1] ** 0.5:
+                unit = unit / (of_weights + eps)[:, None]
+                along = (unit * direction.reshape(unit.shape)).sum(1, keepdim=True)
+                direction = direction - unit.mul_(along).reshape(p.shape)
                 factor = group["wd_ratio"]
                 break
     p.mul_(1 - shrink * factor).add_(direction, alpha=-rate)

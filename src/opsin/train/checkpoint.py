@@ -46,6 +46,9 @@ class RunDirectory:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise OpsinError(f"{self.path} is in use by another run; give this one another --output") from None
+        for place, pattern in ((self.path, ".best.*.tmp"), (self.best, ".best.*.tmp"), (self.path, ".last-*.old")):
+            for torn in place.glob(pattern):  # a killed run leaves these
+                shutil.rmtree(torn)
         if overwrite:
             for file in (self.config, self.last, self.history, self.log, self.report):
                 file.unlink(missing_ok=True)

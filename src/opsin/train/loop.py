@@ -339,6 +339,8 @@ class Run:
         else:
             state = self.directory.load()
         if state is None:
+            if self.world.first:
+                self.directory.cut_log(0)  # of a run that was killed before its first checkpoint
             return
         if state["world_size"] != self.world.size:
             raise OpsinError(
