@@ -118,13 +118,23 @@ def test_tensorboard(photos, tmp_path, monkeypatch):
 
 
 def test_the_real_tensorboard(photos, tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     _, run = train(photos, tmp_path, ["tensorboard"])
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [e.value for e in events.Scalars("epoch/loss")] == pytest.approx([row["loss"] for row in run.history])
+
+
+def test_the_real_wandb(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _, run = train(photos, tmp_path, ["wandb"])
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = file.read_bytes()
+    assert content.count(b"epoch/top1") >= len(run.history)
+    assert b"test_resnet" in content
+    train(photos, tmp_path, ["wandb"])  # goes on: the same run there
+    assert {path.name.rpartition("-")[2] for path in tmp_path.glob("wandb/offline-run-*")} == {file.stem[4:]}
 
 
 def test_a_package_that_is_absent_is_named(monkeypatch, tmp_path):

@@ -71,7 +71,7 @@ class Wandb(Tracker):
 
     def mark(self, run: Run) -> str:
         """What tells this run from others of the same name: kept in its directory, new when it begins anew."""
-        file = run.directory.path / f".{self.package}"
+        file = run.directory.path / f".id-{self.package}"  # `.wandb` would be a folder of wandb's own
         if not (run.update and file.exists()):
             file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
         return file.read_text(encoding="utf-8")
