@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +245,30 @@ def test_a_directory_belongs_to_one_run(tmp_path):
     first.close()
     second.open()
     second.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_data_workers_do_not_hold_the_directory_of_a_killed_run(tmp_path):
+    program = f"""
+import os, pathlib, signal, time
+from opsin.train.checkpoint import RunDirectory
+run = RunDirectory({str(tmp_path / "run")!r})
+run.open()
+if worker := os.fork():
+    pathlib.Path({str(tmp_path / "worker")!r}).write_text(str(worker))
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    worker = int((tmp_path / "worker").read_text())
+    run = RunDirectory(tmp_path / "run")
+    try:
+        os.kill(worker, 0)  # it lives
+        run.open()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    run.close()
 
 
 def test_states_and_logs(tmp_path):
