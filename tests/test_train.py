@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from support import free_port
 
 import opsin
 from opsin.cli import main
@@ -149,7 +150,7 @@ EVERYTHING = [
 def start(photos, out, *more, ranks=1):
     """The processes of a run: started one by one, since torchrun's workers would outlive it when it is killed."""
     command = [sys.executable, "-m", "opsin", "train", str(photos), *EVERYTHING, "--output", str(out), *more]
-    place = {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(random.randint(20000, 40000))}
+    place = {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(free_port())}
     envs = [ENV | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     return [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for env in envs]
 
@@ -228,7 +229,7 @@ def test_two_processes_learn_what_one_does(photos, tmp_path):
                 "torch.distributed.run",
                 "--nproc-per-node=2",
                 "--master-port",
-                str(random.randint(20000, 40000)),
+                str(free_port()),
                 "-m",
             ]
         command += ["opsin", "train", str(photos), *plain, "--batch-size", batch, "--output", str(out)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import free_port
 
 import opsin
 from opsin.errors import OpsinError
@@ -48,7 +49,7 @@ def command(photos, out, *args):
 
 def start(photos, out, *args):
     """The two processes of a run, without torchrun, whose workers outlive it when it is killed."""
-    place = {"WORLD_SIZE": "2", "MASTER_PORT": str(random.randint(20000, 40000))}
+    place = {"WORLD_SIZE": "2", "MASTER_PORT": str(free_port())}
     line = [sys.executable, *command(photos, out, *args, "--fsdp")]
     ranks = [ENV | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     return [subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True) for env in ranks]
@@ -72,7 +73,7 @@ def values(out, *names):
 def test_shards_learn_what_one_process_does(photos, tmp_path):
     """The same losses but for rounding, of the average too; and `best` is whole."""
     args = [*SMALL, "--model", "test_vit", "--epochs", "2", "--ema", "--ema-decay", "0.9", "--clip-grad", "0.5"]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", str(random.randint(20000, 40000))]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", str(free_port())]
     one = command(photos, tmp_path / "one", *args, "--batch-size", "8")
     two = [*launch, *command(photos, tmp_path / "two", *args, "--batch-size", "4", "--fsdp")]
     for line in (one, two):
