@@ -28,7 +28,14 @@ __all__ = ["Callback", "Run", "fit"]
 
 
 class Callback:
-    """Something that is told how a run goes. Override what you need; `run` may be read and changed."""
+    """Something that is told how a run goes. Override what you need; `run` may be read and changed.
+
+    Only the first process tells its callbacks, but for those of `every_rank`, which may gather what each process has
+    seen: all are told the same at the same time, except that their shares of the validation set have as many batches
+    as they have.
+    """
+
+    every_rank = False
 
     def on_start(self, run: "Run") -> None: ...
 
@@ -71,7 +78,11 @@ class Run:
         optimizer, scheduler: as `opsin.optim` and `opsin.scheduler` make them.
         train_loader, eval_loader: batches.
         ema: the average, if there is one.
-        callbacks: told of all that happens, on the first process.
+        callbacks: told of all that happens.
+
+    After each epoch `pictures` says how many it learnt from, and `skipped` what could not be read so far (name ->
+    reason), both on all processes together. `judging` is what the names of the scores at hand begin with: "" while the
+    model is judged, "ema_" while its average is.
     """
 
     def __init__(
@@ -101,6 +112,8 @@ class Run:
         self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
         self.epoch = self.update = 0  # what comes next
         self.loss_sum = self.loss_count = 0.0
+        self.pictures, self.judging = 0, ""
+        self.skipped: dict[str, str] = {}
         self.seconds, self.clock = 0.0, time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self.best: tuple[int, float] | None = None  # epoch and score
@@ -117,8 +130,8 @@ class Run:
         return self.scheduler.lr_at(max(self.update - 1, 0))
 
     def tell(self, event: str, *values: Any) -> None:
-        if self.world.first:
-            for callback in self.callbacks:
+        for callback in self.callbacks:
+            if self.world.first or callback.every_rank:
                 getattr(callback, event)(self, *values)
 
     # --- training ---------------------------------------------------------------------------------------------------
@@ -202,18 +215,21 @@ class Run:
     def judge(self) -> dict[str, Any]:
         """Scores on the validation set, of the average too."""
         self.seconds += time.perf_counter() - self.clock
-        totals = self.world.sum(torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64)).tolist()
-        row = {"epoch": self.epoch, "lr": self.lr, "train_loss": totals[0] / totals[1]}
-        row |= self.score(self.model)
+        loss, count = self.world.sum(torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64)).tolist()
+        self.pictures = int(count) // max(self.config.augment.aug_splits, 1)
+        row = {"epoch": self.epoch, "lr": self.lr, "train_loss": loss / count} | self.score(self.model)
         if self.ema is not None:
-            row |= {f"ema_{name}": value for name, value in self.score(self.ema.average).items()}
+            row |= self.score(self.ema.average, "ema_")
+        for skipped in self.world.gather({**self.train_loader.skipped, **self.eval_loader.skipped}):
+            self.skipped |= skipped
         self.clock = time.perf_counter()
         return row | {"seconds": round(self.seconds, 2)}
 
-    def score(self, model: nn.Module) -> dict[str, float]:
+    def score(self, model: nn.Module, prefix: str = "") -> dict[str, float]:
         """Loss and metrics over the whole validation set, on all ranks together."""
+        self.judging = prefix
         with self.gathered(model), torch.inference_mode():
-            return self._score(model)
+            return {f"{prefix}{name}": value for name, value in self._score(model).items()}
 
     def gathered(self, model: nn.Module) -> AbstractContextManager[None]:
         """Ranks need not keep step while they have a sharded model whole; any other model is so always."""
@@ -348,6 +364,7 @@ class Run:
         for place, value in zip(self.own_buffers(), own["buffers"], strict=True):
             place.copy_(value)
         self.train_loader.load_state_dict(own["loader"])
+        self.skipped = {name: reason for rank in state["ranks"] for name, reason in rank["loader"]["skipped"].items()}
         self.loss_sum, self.loss_count = own["loss"]
         if self.world.first:
             self.directory.cut_log(self.update)
