@@ -84,6 +84,8 @@ class DataSettings:
         val_split: name of the split to judge by.
         class_map: file that numbers the classes.
         holdout: share held out for validation where the data has no such split.
+        epoch_length: samples of an epoch, of a stream that does not know them itself. The schedule counts on it; an
+            epoch lasts as long as the stream.
         batch_size: samples a step on each rank.
         eval_batch_size: the same for validation; None is `batch_size`.
         workers: processes that read and decode on each rank; None is one per core.
@@ -98,6 +100,7 @@ class DataSettings:
     val_split: str = "validation"
     class_map: str | None = None
     holdout: float = 0.1
+    epoch_length: int | None = None
     batch_size: int = 64
     eval_batch_size: int | None = None
     workers: int | None = None
@@ -288,6 +291,8 @@ class TrainConfig:
             wrong.append("fsdp splits weights by rows, which channels_last does not have in a row")
         if self.optim.accumulate < 1 or self.data.batch_size < 1:
             wrong.append("accumulate and batch_size must be at least 1")
+        if self.data.epoch_length is not None and self.data.epoch_length < 1:
+            wrong.append(f"epoch_length must be at least 1, not {self.data.epoch_length}")
         if wrong:
             raise OpsinError("the configuration contradicts itself: " + "; ".join(wrong))
 

@@ -151,10 +151,25 @@ class Run:
             freeze(self.model, frozen_stages(len(self.model.levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
 
     def updates(self) -> Iterator[list[Batch]]:
-        """The batches of one update after the other, to the end of the epoch."""
-        batches = iter(self.train_loader)
-        while group := list(islice(batches, self.accumulate)):
-            yield group
+        """The batches of one update after the other, as many on each rank, until one of them has no more.
+
+        A whole step must be made by all ranks or by none. Shares of a stream differ, and so do those of any data where
+        not one picture of a batch can be read.
+        """
+        loader = self.train_loader
+        batches = iter(loader if loader.epoch == self.epoch else ())  # it may have ended before an interruption
+        while True:
+            group = list(islice(batches, self.accumulate))
+            if not (size := self.world.least(len(group))):
+                break
+            yield group[:size]
+        loader.go_to(self.epoch + 1)
+        if not self.loss_count:
+            raise OpsinError(
+                f"{loader.dataset.reader}: epoch {self.epoch} gave nothing to learn from: on some rank no picture can "
+                f"be read, or none of its {loader.workers} shares of the stream (one a worker) fills a batch of "
+                f"{loader.batch_size}; fewer --workers or a smaller --batch-size help then"
+            )
 
     def learn(self, batches: list[Batch]) -> float:
         """One update: forward and backward for each batch, then a step. Returns the mean loss."""
