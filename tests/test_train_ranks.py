@@ -383,3 +383,68 @@ def test_length_of_what_knows_its_own(photos, uneven, tmp_path):
     run = train(settings(uneven, tmp_path, data={"epoch_length": 32}, schedule={"epochs": 1}))
     assert run.updates_per_epoch == 4  # for the schedule
     assert run.update == 9  # the stream is not cut
+
+
+# --- gradients that are no numbers ----------------------------------------------------------------------------------
+
+
+class Spoil(Callback):
+    """Makes the gradient of the last layer infinite in one update, while the loss is fine."""
+
+    every_rank = True
+
+    def __init__(self, update, value=math.inf):
+        self.update, self.value = update, value
+
+    def on_start(self, run):
+        head = run.model.get_classifier()
+
+        def spoil(module, args, output):
+            if run.update == self.update and output.requires_grad:
+                output.register_hook(self.spoiled)
+
+        head.register_forward_hook(spoil)
+
+    def spoiled(self, grad):
+        grad = grad.clone()
+        grad[0, 0] = self.value
+        return grad
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_no_number_is_kept_and_stops(uneven, tmp_path, clip, value):
+    config = settings(uneven, tmp_path, optim={"clip_grad": clip, "accumulate": 2})
+    with pytest.raises(OpsinError, match=r"the gradient became infinite or no number in update 2 .*rank-0\.pt"):
+        train(config, callbacks=[Spoil(2, value)])
+    kept = torch.load(tmp_path / "failed-update-2-rank-0.pt", weights_only=True)
+    assert [len(images) for images in kept["images"]] == [8, 8]
+    assert [len(targets) for targets in kept["targets"]] == [8, 8]
+    assert all(weight.isfinite().all() for weight in kept["model"].values())
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_float16_leaves_such_a_step_out(uneven, tmp_path):
+    config = settings(uneven, tmp_path, run={"amp": "float16"}, schedule={"epochs": 1})
+    run = train(config, callbacks=[Spoil(2)])
+    assert run.update == 9
+    assert all(weight.isfinite().all() for weight in run.model.state_dict().values())
+    assert run.scaler.get_scale() < 65536
+
+
+def spoil_one_shard(world, config):
+    """The first row of the last layer lies on the first rank alone; nothing else gets a gradient."""
+    run = build_run(config, world, callbacks=[Spoil(0)])
+    run.model.get_classifier().register_forward_pre_hook(lambda module, args: (args[0].detach(),))
+    try:
+        return message(fit, run)
+    finally:
+        run.stop.release()
+        run.directory.close()
+
+
+def test_all_ranks_stop_when_one_has_a_bad_shard(both, uneven, tmp_path):
+    for rank, said in enumerate(both(spoil_one_shard, settings(uneven, tmp_path, run={"fsdp": True}))):
+        assert "the gradient became infinite or no number in update 0" in said
+        kept = torch.load(tmp_path / f"failed-update-0-rank-{rank}.pt", weights_only=True)
+        assert all(weight.isfinite().all() for weight in kept["model"].values())

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -181,9 +181,11 @@ class Run:
                 loss = self.loss_of(batch) * share
                 value = loss.item()
                 if not math.isfinite(value):
-                    self.fail(batch, value / share)
+                    self.fail(f"the loss became {value / share}", [batch])
                 self.scaler.scale(loss).backward()
             mean += value
+        if not self.scaler.is_enabled() and not self.finite():  # with float16 such a step is left out
+            self.fail("the gradient became infinite or no number", batches)
         self.scaler.unscale_(self.optimizer)
         if self.clip is not None:
             self.clip(self.model)
@@ -201,14 +203,20 @@ class Run:
             outputs = self.forward(batch.images)
             return self.task.train_loss(outputs, self.task.prepare(batch.targets))
 
-    def fail(self, batch: Batch, loss: float) -> None:
-        """Keep what led to a loss that is no number, and stop."""
+    def finite(self) -> bool:
+        """Whether the gradient has a finite length: any other spoils the weights one update before a loss shows it."""
+        grads = local({name: p.grad for name, p in self.model.named_parameters() if p.grad is not None})
+        wrong = not math.isfinite(nn.utils.get_total_norm(grads.values()).item())
+        return not (self.world.any(wrong) if self.config.run.fsdp else wrong)  # all ranks have the same unless sharded
+
+    def fail(self, what: str, batches: list[Batch]) -> NoReturn:
+        """Keep what led to a number that is none, and stop."""
         path = self.directory.path / f"failed-update-{self.update}-rank-{self.world.rank}.pt"
-        content = {"images": batch.images, "targets": batch.targets, "indices": batch.indices}
+        content = {name: [getattr(batch, name) for batch in batches] for name in ("images", "targets", "indices")}
         torch.save({**content, "model": local(self.model.state_dict()), "update": self.update}, path)
         raise OpsinError(
-            f"the loss became {loss} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). The batch and the "
-            f"weights before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
+            f"{what} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). The pictures and the weights "
+            f"before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
         )
 
     def after_update(self, loss: float) -> None:
