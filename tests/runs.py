@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from support import free_port
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from opsin.train.checkpoint import RunDirectory
@@ -36,7 +36,7 @@ def command(data: object, out: Path, *args: str) -> list[str]:
 
 def start(data: object, out: Path, *args: str, ranks: int = 1) -> list[subprocess.Popen]:
     """The processes of a run: started one by one, since torchrun's workers would outlive it when it is killed."""
-    place = {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(random.randint(20000, 40000))}
+    place = {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(free_port())}
     envs = [ENV | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     line = [sys.executable, *command(data, out, *args)]
     return [subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True) for env in envs]

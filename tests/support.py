@@ -1,5 +1,6 @@
-"""What the tests share: families, small variants of them, seeded weights."""
+"""What the tests share: families, small variants of them, seeded weights, ports."""
 
+import socket
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
@@ -13,6 +14,13 @@ from opsin.models._index import MODELS
 from opsin.models._registry import find_family
 
 FAMILIES = sorted(set(MODELS.values()))
+
+
+def free_port() -> int:
+    """A port that nobody uses, for processes that meet there. A random number would not do: runs seed `random`."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
 
 
 @cache

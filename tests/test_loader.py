@@ -263,8 +263,19 @@ def test_a_batch_without_any_picture(damaged):
     assert [n for b in loader_of(damaged, batch_size=1) for n in numbers(b)] == [
         n for n in [*range(0, 23, 2), *range(1, 23, 2)] if n not in (4, 7)
     ]
-    with pytest.raises(OpsinError, match="no picture of a whole batch"):
-        list(loader_of(damaged, batch_size=1, world_size=2, rank=0, drop_last=True))
+    ranks = [loader_of(damaged, batch_size=1, world_size=2, rank=rank, drop_last=True) for rank in range(2)]
+    assert [len(list(loader)) for loader in ranks] == [10, 10]  # of 11: each lost one
+
+
+def test_an_epoch_can_be_left_early(folder):
+    whole, broken, resumed = (loader_of(folder, shuffle=True) for _ in range(3))
+    wanted = [b.images for _ in range(2) for b in whole][6:]
+    next(iter(broken))
+    broken.go_to(1)
+    assert broken.state_dict() | {"seed": 0} == {"epoch": 1, "step": 0, "seed": 0, "skipped": {}}
+    resumed.load_state_dict(broken.state_dict())
+    for loader in (broken, resumed):
+        assert all(torch.equal(a.images, b) for a, b in zip(loader, wanted, strict=True))
 
 
 def deadly(image, *, rng, size=None):
@@ -319,7 +330,9 @@ def test_a_stream_gives_each_sample_once(workers):
         assert sorted(seen) == [i for i in range(27) if i not in (5, 11)]
     skipped = {**ranks[0].skipped, **ranks[1].skipped}
     assert skipped == {f"shard/{i}.png": f"shard/{i}.png: truncated" for i in (5, 11)}
-    assert len(ranks[0]) == 5
+    assert len(ranks[0]) == (6 if workers else 5)
+    batches = [len(list(loader)) for loader in ranks]
+    assert max(batches) == len(ranks[0])
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5, 9])
@@ -342,4 +355,7 @@ def test_streams_say_what_they_cannot():
         stream_loader(order=Repeated(27))
     sizes = [b.images.shape[2] for b in stream_loader(sizes=lambda epoch, batch: (8 + 8 * (batch % 2), 8))]
     assert sizes == [8, 16] * 4 + [8]
+    for workers, batches in ((0, 6), (3, 6), (7, 1)):  # shares of 27, of which 7 workers fill none
+        loader = stream_loader(drop_last=True, batch_size=4, num_workers=workers)
+        assert len(loader) == batches
     assert len(list(stream_loader(drop_last=True, batch_size=4))) == 6

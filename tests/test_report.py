@@ -76,7 +76,8 @@ def make_run(path, kind="single", *, epochs=3, classes=None, metric=None, augmen
     run = SimpleNamespace(
         config=config, world=World(torch.device("cpu")), directory=directory, task=task, train_loader=train_loader,
         eval_loader=eval_loader, model=nn.Linear(256, task.outputs), history=[], best=None,
-        epochs=epochs, epoch=0, update=0, updates_per_epoch=len(train_loader), loss_count=float(len(train)),
+        epochs=epochs, epoch=0, update=0, updates_per_epoch=len(train_loader), pictures=len(train), skipped={},
+        judging="",
     )  # fmt: skip
     run.best_row = lambda: run.history[run.best[0]] if run.best else {}
     return run
@@ -103,7 +104,7 @@ def go(run, report, *, ema=False, until=None):
             report.on_update(run, loss)
         row = {"epoch": run.epoch, "lr": 1e-3, "train_loss": 2 / (1 + run.epoch)}
         for prefix in ("", "ema_")[: 1 + ema]:
-            metrics = run.task.metrics()
+            metrics, run.judging = run.task.metrics(), prefix
             for i, batch in enumerate(run.eval_loader):
                 noise = (1.6 if prefix else 2.4) / (1 + run.epoch)
                 said = outputs_of(run, batch.images, batch.targets, noise, i)
@@ -244,7 +245,7 @@ def test_names_are_only_text(tmp_path):
     classes = (HOSTILE, *"abcdefgh", "<img src=x onerror=alert(1)>")
     run = make_run(tmp_path, classes=classes)
     run.config.data.data = run.config.model.model = HOSTILE
-    run.train_loader.skipped["<b>\udcff.jpg"] = "</td><script>"
+    run.skipped["<b>\udcff.jpg"] = "</td><script>"
     page = Page(content := go(run, Report()))
     check_alone(page)
     assert page.count("script") == 1

@@ -8,6 +8,7 @@ Pictures that cannot be read are left out of their batch, counted, and logged by
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -132,9 +133,10 @@ class _Streamed(IterableDataset):
 class Loader:
     """Iterates over an epoch of batches; see `create_loader`.
 
-    A whole iteration moves `epoch` on by one; one that is broken off leaves it, so the next begins that epoch anew.
-    `skipped` holds the pictures that could not be read, by name, with the reason. `state_dict` may be taken between any
-    two batches; a loader that gets it continues with the batch that would have come next.
+    A whole iteration moves `epoch` on by one; one that is broken off leaves it, so the next begins that epoch anew,
+    unless `go_to` says otherwise. `skipped` holds the pictures that could not be read, by name, with the reason.
+    `state_dict` may be taken between any two batches; a loader that gets it continues with the batch that would have
+    come next.
     """
 
     def __init__(
@@ -191,13 +193,14 @@ class Loader:
             self.batches = DataLoader(_Streamed(dataset, self, self.place), **how)
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
+        """Batches of a whole epoch on this rank; of a stream about as many, since its shares are not quite even."""
         if self.plan is not None:
             return len(self.plan)
         length = getattr(self.dataset.reader, "length", None)
         if length is None:
             raise TypeError(f"nobody knows how many samples {self.dataset.reader} streams")
-        return -(-length // (self.batch_size * self.world_size))
+        share = length / (self.world_size * self.workers * self.batch_size)  # batches of each worker of every rank
+        return max(self.workers * (math.floor(share) if self.drop_last else math.ceil(share)), 1)
 
     def __iter__(self) -> Iterator[Batch]:
         self._begin()
@@ -209,21 +212,19 @@ class Loader:
             self._account(raw.skips)
             if raw.images is not None:
                 yield self._to_device(raw)
-            elif self.world_size > 1 and self.drop_last:
-                raise OpsinError(f"no picture of a whole batch could be read, first {raw.skips[0].reason}")
-        self._place(self.epoch + 1)
+        self.go_to(self.epoch + 1)
 
     def _begin(self) -> None:
         if not self.resumed:
-            self._place(self.epoch)
+            self.go_to(self.epoch)
         self.resumed = False
         if self.plan is not None:
             self.plan.epoch, self.plan.start = self.epoch, self.step
         else:
             self.place.copy_(torch.tensor([self.epoch, self.first, *self.consumed]))
 
-    def _place(self, epoch: int) -> None:
-        """To the first batch of an epoch."""
+    def go_to(self, epoch: int) -> None:
+        """Let the next iteration begin with the first batch of an epoch."""
         self.epoch, self.step, self.first, self.consumed = epoch, 0, 0, [0] * self.workers
 
     def _fetch(self) -> Iterator[Raw]:

@@ -88,7 +88,7 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
 
 
 def open_sets(config: TrainConfig) -> tuple[Reader | StreamReader, Reader | StreamReader]:
-    """The readers of training and validation, with the same classes."""
+    """The readers of training and validation, with the same classes, and a length that the schedule can count on."""
     d = config.data
     if not d.data:
         raise OpsinError("no data given: name a folder, a list, a tar, wds:…, hf:… or digits")
@@ -105,6 +105,14 @@ def open_sets(config: TrainConfig) -> tuple[Reader | StreamReader, Reader | Stre
         if strange:
             raise OpsinError(f"{judge}: classes that training does not have: {', '.join(strange[:12])}")
         judge = open_reader(d.data, split=d.val_split, **options | {"class_map": train.classes})
+    if isinstance(train, StreamReader):
+        train.length = d.epoch_length or train.length
+        if train.length is None:
+            raise OpsinError(
+                f"{train}: a stream of unknown length; --epoch-length N says how many samples an epoch has"
+            )
+    elif d.epoch_length is not None:
+        raise OpsinError(f"epoch_length is for a stream of unknown length; {train} has {len(train)} samples")
     return train, judge
 
 

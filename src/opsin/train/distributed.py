@@ -52,6 +52,14 @@ class World:
         """Whether it holds for any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))).item())
 
+    def least(self, number: int) -> int:
+        """The smallest of all processes' numbers."""
+        if self.size == 1:
+            return number
+        value = torch.tensor(number, device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+        return int(value.item())
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, on each of them."""
         if self.size == 1:

@@ -40,16 +40,11 @@ def dry_run(config: TrainConfig, world: World) -> int:
 
 def _try(run: Any) -> dict[str, float]:
     run.begin_epoch()
-    updates, seconds = run.updates(), []
-    for update in range(STEPS):
-        start = time.perf_counter()
-        batches = next(updates, None)
-        if batches is None:  # the whole epoch is one update
-            break
+    ends = [time.perf_counter()]
+    for update, batches in zip(range(STEPS), run.updates(), strict=False):
         run.scheduler.step(update)
         run.learn(batches)
-        seconds.append(time.perf_counter() - start)
-    updates.close()
+        ends.append(time.perf_counter())
     run.model.eval()
     start = time.perf_counter()
     with run.gathered(run.model), torch.inference_mode():
@@ -60,7 +55,7 @@ def _try(run: Any) -> dict[str, float]:
         memory = torch.cuda.max_memory_allocated(run.world.device) / 2**30
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"update": seconds[-1], "eval": judged, "memory": memory}
+    return {"update": ends[-1] - ends[-2], "eval": judged, "memory": memory}
 
 
 def _teacher(distill: Any) -> dict[str, str]:
@@ -73,13 +68,17 @@ def _teacher(distill: Any) -> dict[str, str]:
 
 def _plan(run: Any, facts: dict[str, float]) -> Table:
     c = run.config
-    epoch = facts["update"] * run.updates_per_epoch + facts["eval"] * len(run.eval_loader)
+    try:
+        judged: int | None = len(run.eval_loader)
+    except TypeError:  # a stream that does not know
+        judged = None
+    epoch = facts["update"] * run.updates_per_epoch + facts["eval"] * (judged or 0)
     fit = run.eval_loader.preprocess
     rows = {
         "model": f"{c.model.model}, {sum(p.numel() for p in run.model.parameters()) / 1e6:.2f} M parameters, "
         f"{sum(p.numel() for p in run.model.parameters() if p.requires_grad) / 1e6:.2f} M of them learn",
         "pictures": "x".join(map(str, fit.input_size)),
-        "data": f"{len(run.train_loader)} training and {len(run.eval_loader)} validation batches on each of "
+        "data": f"{len(run.train_loader)} training and {judged or '?'} validation batches on each of "
         f"{run.world.size} ranks",
         "task": f"{run.task.kind}, {run.task.outputs} outputs, best by {run.task.metric}",
         "loss": type(run.task.train_loss).__name__,

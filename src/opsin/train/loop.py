@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,14 @@ __all__ = ["Callback", "Run", "fit"]
 
 
 class Callback:
-    """Something that is told how a run goes. Override what you need; `run` may be read and changed."""
+    """Something that is told how a run goes. Override what you need; `run` may be read and changed.
+
+    Only the first process tells its callbacks, but for those of `every_rank`, which may gather what each process has
+    seen: all are told the same at the same time, except that their shares of the validation set have as many batches
+    as they have.
+    """
+
+    every_rank = False
 
     def on_start(self, run: "Run") -> None: ...
 
@@ -74,7 +81,11 @@ class Run:
         train_loader, eval_loader: batches.
         ema: the average, if there is one.
         distill: the teacher and the loss with it, if there is one.
-        callbacks: told of all that happens, on the first process.
+        callbacks: told of all that happens.
+
+    After each epoch `pictures` says how many it learnt from, and `skipped` what could not be read so far (name ->
+    reason), both on all processes together. `judging` is what the names of the scores at hand begin with: "" while the
+    model is judged, "ema_" while its average is.
     """
 
     def __init__(
@@ -108,6 +119,8 @@ class Run:
         self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
         self.epoch = self.update = 0  # what comes next
         self.loss_sum = self.loss_count = 0.0
+        self.pictures, self.judging = 0, ""
+        self.skipped: dict[str, str] = {}
         self.seconds, self.clock = 0.0, time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self.best: tuple[int, float] | None = None  # epoch and score
@@ -124,8 +137,8 @@ class Run:
         return self.scheduler.lr_at(max(self.update - 1, 0))
 
     def tell(self, event: str, *values: Any) -> None:
-        if self.world.first:
-            for callback in self.callbacks:
+        for callback in self.callbacks:
+            if self.world.first or callback.every_rank:
                 getattr(callback, event)(self, *values)
 
     # --- training ---------------------------------------------------------------------------------------------------
@@ -145,10 +158,25 @@ class Run:
             freeze(self.model, frozen_stages(len(self.model.feature_levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
 
     def updates(self) -> Iterator[list[Batch]]:
-        """The batches of one update after the other, to the end of the epoch."""
-        batches = iter(self.train_loader)
-        while group := list(islice(batches, self.accumulate)):
-            yield group
+        """The batches of one update after the other, as many on each rank, until one of them has no more.
+
+        A whole step must be made by all ranks or by none. Shares of a stream differ, and so do those of any data where
+        not one picture of a batch can be read.
+        """
+        loader = self.train_loader
+        batches = iter(loader if loader.epoch == self.epoch else ())  # it may have ended before an interruption
+        while True:
+            group = list(islice(batches, self.accumulate))
+            if not (size := self.world.least(len(group))):
+                break
+            yield group[:size]
+        loader.go_to(self.epoch + 1)
+        if not self.loss_count:
+            raise OpsinError(
+                f"{loader.dataset.reader}: epoch {self.epoch} gave nothing to learn from: on some rank no picture can "
+                f"be read, or none of its {loader.workers} shares of the stream (one a worker) fills a batch of "
+                f"{loader.batch_size}; fewer --workers or a smaller --batch-size help then"
+            )
 
     def learn(self, batches: list[Batch]) -> float:
         """One update: forward and backward for each batch, then a step. Returns the mean loss."""
@@ -164,9 +192,11 @@ class Run:
                 loss = self.loss_of(batch) * share
                 value = loss.item()
                 if not math.isfinite(value):
-                    self.fail(batch, value / share)
+                    self.fail(f"the loss became {value / share}", [batch])
                 self.scaler.scale(loss).backward(create_graph=self.second_order)
             mean += value
+        if not self.scaler.is_enabled() and not self.finite():  # with float16 such a step is left out
+            self.fail("the gradient became infinite or no number", batches)
         self.scaler.unscale_(self.optimizer)
         if self.clip is not None:
             self.clip(self.learner)
@@ -186,14 +216,21 @@ class Run:
                 return self.distill.loss(self.forward, batch.images, targets)
             return self.task.train_loss(self.forward(batch.images), targets)
 
-    def fail(self, batch: Batch, loss: float) -> None:
-        """Keep what led to a loss that is no number, and stop."""
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether the gradient has a finite length: any other spoils the weights one update before a loss shows it."""
+        grads = local({name: p.grad for name, p in self.learner.named_parameters() if p.grad is not None})
+        wrong = not math.isfinite(nn.utils.get_total_norm(grads.values()).item())
+        return not (self.world.any(wrong) if self.config.run.fsdp else wrong)  # all ranks have the same unless sharded
+
+    def fail(self, what: str, batches: list[Batch]) -> NoReturn:
+        """Keep what led to a number that is none, and stop."""
         path = self.directory.path / f"failed-update-{self.update}-rank-{self.world.rank}.pt"
-        content = {"images": batch.images, "targets": batch.targets, "indices": batch.indices}
+        content = {name: [getattr(batch, name) for batch in batches] for name in ("images", "targets", "indices")}
         torch.save({**content, "model": local(self.model.state_dict()), "update": self.update}, path)
         raise OpsinError(
-            f"the loss became {loss} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). The batch and the "
-            f"weights before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
+            f"{what} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). The pictures and the weights "
+            f"before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
         )
 
     def after_update(self, loss: float) -> None:
@@ -215,18 +252,21 @@ class Run:
     def judge(self) -> dict[str, Any]:
         """Scores on the validation set, of the average too."""
         self.seconds += time.perf_counter() - self.clock
-        totals = self.world.sum(torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64)).tolist()
-        row = {"epoch": self.epoch, "lr": self.lr, "train_loss": totals[0] / totals[1]}
-        row |= self.score(self.model)
+        loss, count = self.world.sum(torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64)).tolist()
+        self.pictures = int(count) // max(self.config.augment.aug_splits, 1)
+        row = {"epoch": self.epoch, "lr": self.lr, "train_loss": loss / count} | self.score(self.model)
         if self.ema is not None:
-            row |= {f"ema_{name}": value for name, value in self.score(self.ema.average).items()}
+            row |= self.score(self.ema.average, "ema_")
+        for skipped in self.world.gather({**self.train_loader.skipped, **self.eval_loader.skipped}):
+            self.skipped |= skipped
         self.clock = time.perf_counter()
         return row | {"seconds": round(self.seconds, 2)}
 
-    def score(self, model: nn.Module) -> dict[str, float]:
+    def score(self, model: nn.Module, prefix: str = "") -> dict[str, float]:
         """Loss and metrics over the whole validation set, on all ranks together."""
+        self.judging = prefix
         with self.gathered(model), torch.inference_mode():
-            return self._score(model)
+            return {f"{prefix}{name}": value for name, value in self._score(model).items()}
 
     def gathered(self, model: nn.Module) -> AbstractContextManager[None]:
         """Ranks need not keep step while they have a sharded model whole; any other model is so always."""
@@ -365,6 +405,7 @@ class Run:
         for place, value in zip(self.own_buffers(), own["buffers"], strict=True):
             place.copy_(value)
         self.train_loader.load_state_dict(own["loader"])
+        self.skipped = {name: reason for rank in state["ranks"] for name, reason in rank["loader"]["skipped"].items()}
         self.loss_sum, self.loss_count = own["loss"]
         if self.world.first:
             self.directory.cut_log(self.update)

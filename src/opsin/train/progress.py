@@ -19,8 +19,7 @@ class Terminal(Callback):
     def __init__(self, *, stream: Any = None) -> None:
         self.console = Console(file=stream or sys.stderr)
         self.bars: Progress | None = None
-        self.started = time.perf_counter()
-        self.images = 0
+        self.before = 0.0  # pictures of the epoch at hand that another process has learnt from
 
     def on_start(self, run: Run) -> None:
         task, c = run.task, run.config
@@ -33,24 +32,30 @@ class Terminal(Callback):
             f"files in {run.directory.path}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-        self.started = time.perf_counter()
+        self.before = run.loss_count
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                        TimeRemainingColumn(), TextColumn("{task.fields[said]}"))  # fmt: skip
             self.bars = Progress(*columns, console=self.console, transient=True)
             self.epochs = self.bars.add_task("epochs", total=run.epochs, completed=run.epoch, said="")
-            self.steps = self.bars.add_task("updates", total=run.updates_per_epoch, said="")
+            done = max(run.update - run.epoch * run.updates_per_epoch, 0)
+            self.steps = self.bars.add_task("updates", total=run.updates_per_epoch, completed=done, said="")
             self.bars.start()
 
     def on_update(self, run: Run, loss: float) -> None:
-        self.images += run.config.data.batch_size * run.world.size * run.accumulate
         if self.bars is not None:
-            done = run.update - run.epoch * run.updates_per_epoch
-            rate = self.images / (time.perf_counter() - self.started)
-            self.bars.update(self.steps, completed=done, said=f"loss {loss:.3f}  lr {run.lr:.1e}  {rate:.0f} images/s")
+            said = f"loss {loss:.3f}  lr {run.lr:.1e}  {self.rate(run):.0f} images/s"
+            self.bars.update(self.steps, advance=1, said=said)
+
+    def rate(self, run: Run) -> float:
+        """Pictures a second in this epoch, on all ranks: the others have as many as this one, or nearly."""
+        pictures = (run.loss_count - self.before) / max(run.config.augment.aug_splits, 1)
+        return pictures * run.world.size / (time.perf_counter() - run.clock)
 
     def on_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        self.before = 0.0
         if self.bars is not None:
+            self.bars.update(self.steps, completed=0)
             self.bars.update(self.epochs, completed=run.epoch, said=f"best {run.task.metric} {run.best_score():.4g}")
         star = " *" if run.best and run.best[0] == row["epoch"] else ""
         shown = ("train_loss", "loss", run.task.metric, *(k for k in ("top5", "ema_top1") if k in row))
@@ -66,8 +71,9 @@ class Terminal(Callback):
             if name != "epoch":
                 table.add_row(name, f"{value:.4g}")
         self.console.print(table)
-        if skipped := {**run.train_loader.skipped, **run.eval_loader.skipped}:
-            self.console.print(f"{len(skipped)} pictures could not be read, first: {next(iter(skipped.values()))}")
+        if run.skipped:
+            first = next(iter(run.skipped.values()))
+            self.console.print(f"{len(run.skipped)} pictures could not be read, first: {first}", soft_wrap=True)
         self.console.print(f"the model: opsin predict --model {run.directory.best} PICTURES", highlight=False)
 
     def close(self) -> None:

@@ -71,6 +71,8 @@ class DataSettings:
         target: column of the labels, where the data has columns; of several, not all numbers, each is a head.
         reader_args: other arguments of the reader, such as root and separator of a list.
         holdout: share held out for validation where the data has no such split.
+        epoch_length: samples of an epoch, of a stream that does not know them itself. The schedule counts on it; an
+            epoch lasts as long as the stream.
         batch_size: samples a step on each rank.
         eval_batch_size: the same for validation; None is `batch_size`.
         workers: processes that read and decode on each rank; None is one per core.
@@ -87,6 +89,7 @@ class DataSettings:
     target: tuple[str, ...] = ()
     reader_args: Pairs = field(default_factory=dict)
     holdout: float = 0.1
+    epoch_length: int | None = None
     batch_size: int = 64
     eval_batch_size: int | None = None
     workers: int | None = None
@@ -333,5 +336,7 @@ class TrainConfig:
                 wrong.append("features of a body that freeze -1 keeps as it is learn nothing from a teacher")
         if self.optim.accumulate < 1 or self.data.batch_size < 1:
             wrong.append("accumulate and batch_size must be at least 1")
+        if self.data.epoch_length is not None and self.data.epoch_length < 1:
+            wrong.append(f"epoch_length must be at least 1, not {self.data.epoch_length}")
         if wrong:
             raise OpsinError("the configuration contradicts itself: " + "; ".join(wrong))

@@ -24,40 +24,38 @@ class Report(Callback):
     """Writes `report.html` into the run's directory after every epoch, so that an interrupted run has one too.
 
     It shows the validation of the best epoch. A run that goes on after an interruption shows that of its last epoch
-    until a better one comes, since outputs are kept in memory alone.
+    until a better one comes, since outputs are kept in memory alone. Each process keeps what it has judged; the first
+    one writes what all have.
     """
+
+    every_rank = True
+    fresh: Judged  # of the epoch at hand, on this process
 
     def __init__(self) -> None:
         self.shown: Judged | None = None
-        self.fresh: Judged | None = None
-        self.turns = self.pictures = 0
-        self.step = math.inf
         self.first_batch = self.details = ""
 
     def on_start(self, run: Run) -> None:
+        self.fresh = Judged(run.task, run.epoch)
+        if not run.world.first:
+            return
         splits = max(run.config.augment.aug_splits, 1)
         batch = first_pictures(run, SAMPLES // splits)
         self.first_batch = samples(run.task, batch, run.train_loader.preprocess, splits=splits)
 
-    def on_update(self, run: Run, loss: float) -> None:
-        self.pictures = int(run.loss_count) * run.world.size  # so far in this epoch
-
     def on_eval_batch(self, run: Run, batch: Batch, outputs: Tensor) -> None:
-        if run.eval_loader.step <= self.step:  # the validation set is gone through once more
-            self.turns += 1
-        self.step = run.eval_loader.step
-        # the model comes first and its average second; kept is the one that the deciding metric is of
-        if self.turns == (2 if run.task.metric.startswith("ema_") else 1):
-            if self.fresh is None:
-                self.fresh = Judged(run.task, run.epoch)
+        # of the model and its average that is kept which the deciding metric is of
+        if run.judging == ("ema_" if run.task.metric.startswith("ema_") else ""):
             self.fresh.add(batch, outputs)
 
     def on_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        whole, self.fresh = self.fresh.gather(run.world), Judged(run.task, run.epoch)
+        if not run.world.first:
+            return
         best = run.best[0] if run.best else None
-        if self.fresh is not None and (self.shown is None or self.shown.epoch != best or row["epoch"] == best):
-            self.shown = self.fresh
-            self.details = scores(run, self.shown) + mistakes(run, self.shown)
-        self.fresh, self.turns, self.step = None, 0, math.inf
+        if self.shown is None or self.shown.epoch != best or row["epoch"] == best:
+            self.shown = whole
+            self.details = scores(run, whole) + mistakes(run, whole)
         self.write(run)
 
     def on_end(self, run: Run) -> None:
@@ -67,8 +65,7 @@ class Report(Callback):
     def write(self, run: Run) -> None:
         """Replace the file."""
         parts = (
-            headline(run, self.pictures), curves(run), self.details, self.first_batch, history(run), skipped(run),
-            settings(run),
+            headline(run), curves(run), self.details, self.first_batch, history(run), skipped(run), settings(run),
         )  # fmt: skip
         path = run.directory.report
         part = path.with_name(f".{path.name}.part")

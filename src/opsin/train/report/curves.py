@@ -17,7 +17,7 @@ ALONE = ("epoch", "lr", "train_loss", "loss", "seconds")  # all other columns ar
 def curves(run: Run) -> str:
     """Loss, the score that decides, learning rate and time; the other scores come closed."""
     rows = run.history
-    per_epoch = run.updates_per_epoch
+    per_epoch = run.update / run.epoch  # what a stream will give is known afterwards
     steps = run.directory.read_log()
     done = [(row["update"] + 1) / per_epoch for row in steps]
     loss = [

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opsin.data.loader import Batch
+from opsin.train.distributed import World
 from opsin.train.metrics import BINS, average_precision
 from opsin.train.task import Task
 
@@ -93,6 +94,17 @@ class Judged:
                 float(losses[i]), self.count + i, index, outputs[i].numpy().copy(), targets[i].numpy().copy(), pixels
             )
             (heapq.heappush if len(self._heap) < WORST else heapq.heappushpop)(self._heap, one)
+
+    def gather(self, world: World) -> "Judged":
+        """What all processes have judged, on each of them; all must call it."""
+        whole = Judged(self.task, self.epoch)
+        for rank, (count, parts, worst) in enumerate(world.gather((self.count, self._parts, self._heap))):
+            whole.count += count
+            for name, arrays in parts.items():
+                whole._parts.setdefault(name, []).extend(arrays)
+            whole._heap += [one._replace(number=one.number * world.size + rank) for one in worst]
+        whole._heap = heapq.nlargest(WORST, whole._heap)[::-1]  # a heap, since it rises
+        return whole
 
     # --- what it amounts to -----------------------------------------------------------------------------------------
 

@@ -31,8 +31,7 @@ def whence(run: Run, judged: Judged) -> str:
     """Which outputs a section is about."""
     best = " (the best)" if run.best and run.best[0] == judged.epoch else ""
     model = "the average of the weights" if run.task.metric.startswith("ema_") else "the model"
-    share = " that the first process judged" if run.world.size > 1 else ""
-    return f"Of {model} after epoch {judged.epoch}{best}, on {number(judged.count)} pictures{share}."
+    return f"Of {model} after epoch {judged.epoch}{best}, on {number(judged.count)} pictures."
 
 
 def confusions(run: Run, judged: Judged, names: tuple[str, ...]) -> str:

@@ -18,8 +18,8 @@ def score(name: str, value: float) -> str:
     return number(value) if name.removeprefix("ema_") in PLAIN else percent(value, 2)
 
 
-def headline(run: Run, pictures: int) -> str:
-    """The model, the data, and the figures that people ask for first. `pictures` is how many an epoch trains on."""
+def headline(run: Run) -> str:
+    """The model, the data, and the figures that people ask for first."""
     best, name = run.best_row(), run.task.metric
     row = run.history[-1]
     per_epoch = row["seconds"] / len(run.history)
@@ -30,11 +30,12 @@ def headline(run: Run, pictures: int) -> str:
         (f"{len(run.history)} of {run.epochs}", "epochs", f"the last is epoch {row['epoch']}", ""),
         (duration(row["seconds"]), "of training", f"{duration(per_epoch)} an epoch", ""),
     ]
-    if pictures:
-        rate = number(round(pictures / per_epoch)) if per_epoch else "?"
-        tiles.append((rate, "pictures a second", f"{number(pictures)} an epoch", ""))
+    rate = number(round(run.pictures / per_epoch)) if per_epoch else "?"
     params = sum(p.numel() for p in run.model.parameters())
-    tiles.append((short(params), "parameters", text(_device(run)), ""))
+    tiles += [
+        (rate, "pictures a second", f"{number(run.pictures)} an epoch", ""),
+        (short(params), "parameters", text(_device(run)), ""),
+    ]
     boxes = "".join(
         f'<div class="tile {kind}"><b>{value}</b><span>{text(what)}</span><small>{more}</small></div>'
         for value, what, more, kind in tiles
@@ -64,13 +65,12 @@ def _device(run: Run) -> str:
 
 def skipped(run: Run) -> str:
     """Pictures that could not be read."""
-    both = {**run.train_loader.skipped, **run.eval_loader.skipped}
-    if not both:
+    if not run.skipped:
         return ""
-    rows = [(text(name), text(reason)) for name, reason in list(both.items())[:LISTED]]
-    note = f"The first {LISTED} of {number(len(both))}." if len(both) > LISTED else ""
+    rows = [(text(name), text(reason)) for name, reason in list(run.skipped.items())[:LISTED]]
+    note = f"The first {LISTED} of {number(len(run.skipped))}." if len(run.skipped) > LISTED else ""
     return section(
-        f"Pictures that could not be read: {number(len(both))}", table(("picture", "reason"), rows), note=note
+        f"Pictures that could not be read: {number(len(run.skipped))}", table(("picture", "reason"), rows), note=note
     )
 
 
