@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import finish, start
 
 import opsin
 from opsin.cli import main
@@ -16,11 +18,10 @@ from opsin.data.readers import Head, align_heads, in_words, open_reader
 from opsin.errors import OpsinError
 from opsin.inference.predictor import Predictor
 from opsin.loss import create_loss
-from opsin.train.build import build_loaders, build_model, build_run, open_sets, preprocess_of
+from opsin.train.build import build_loaders, build_model, open_sets, preprocess_of
 from opsin.train.config import from_dict
 from opsin.train.distributed import World
 from opsin.train.heads import HeadsTask
-from opsin.train.loop import fit
 from opsin.train.metrics import Metrics
 from opsin.train.task import Task
 
@@ -69,13 +70,11 @@ def settings(pictures, **groups):
 
 @pytest.fixture(scope="module")
 def best(pictures):
-    run = build_run(settings(pictures), WORLD)
-    try:
-        fit(run)
-    finally:
-        run.stop.release()
-        run.directory.close()
-    return pictures.parent / "run" / "best"
+    out = pictures.parent / "run"
+    words = ["--model", "test_resnet", "--img-size", "32", "--batch-size", "8", "--workers", "0", "--lr", "0.01"]
+    words += ["--epochs", "8", "--warmup-epochs", "0", "--color-jitter", "None", "--output", str(out)]
+    assert main(["train", str(pictures), "--target", *COLUMNS, *words]) == 0
+    return out / "best"
 
 
 # --- readers --------------------------------------------------------------------------------------------------------
@@ -289,6 +288,28 @@ def test_a_run_learns_all_heads(best):
     assert float(last["shade/mae"]) < 40  # shades are 30 to 180
     assert float(last["tags/mAP"]) > 0.7
     assert float(min(history, key=lambda row: float(row["loss"]))["loss"]) < float(history[0]["loss"])
+
+
+def test_the_report_has_a_chapter_a_head(best):
+    page = (best.parent / "report.html").read_text()
+    wanted = ["colour: Confusion matrix", "colour: Calibration", "shade: Predictions", "tags: Class by class"]
+    assert all(title in page for title in wanted)
+    assert "tags: Confusion matrix" not in page
+    assert "the heads colour, shade, tags" in page
+    assert re.search(r"shade: [\d.]+<br>tags: <bdi>(dark|light)", page)  # what training sees, in words
+
+
+def test_two_processes_learn_what_one_does(pictures, tmp_path):
+    """However the pictures without a label are spread over them. A model without batch norm."""
+    words = ["--target", *COLUMNS, "--model", "test_vit", "--img-size", "32", "--epochs", "2", "--warmup-epochs", "0"]
+    histories = []
+    for ranks, batch in ((1, "8"), (2, "4")):
+        out = tmp_path / str(ranks)
+        finish(start(pictures, out, *words, "--batch-size", batch, "--workers", "0", ranks=ranks))
+        histories.append(list(csv.DictReader((out / "history.csv").open())))
+    for one, two in zip(*histories, strict=True):
+        for name in ("train_loss", "loss", "shade/mae", "tags/mAP", "colour/auroc"):
+            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-3), name
 
 
 def test_the_artefact_answers_for_each_head(best, pictures):

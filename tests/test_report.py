@@ -213,7 +213,7 @@ def test_worst_mistakes_are_the_ones(tmp_path):
     assert len(losses) > 24
     content = run.directory.report.read_text(encoding="utf-8")
     assert re.findall(r'class="file" title="([^"]+)"', content) == [names[i] for i in order]
-    assert [one.loss for one in report.shown.worst()] == pytest.approx([losses[i] for i in order])
+    assert [one.loss for one in report.shown[0].worst()] == pytest.approx([losses[i] for i in order])
 
 
 def test_several_labels(tmp_path):
@@ -307,7 +307,7 @@ def test_streams(tmp_path):
     report = Report()
     page = Page(go(run, report))
     assert page.count("img") == 48
-    one = report.shown.worst()[0]
+    one = report.shown[0].worst()[0]
     assert one.sample == -1
     shown = seen(one.pixels[None], FIT)[0]
     transform, rng = EvalTransform(FIT), np.random.default_rng(0)
@@ -324,7 +324,7 @@ def test_a_picture_that_went_away(tmp_path, monkeypatch):
         raise ImageError(f"<{self.name(index)}> is gone")
 
     monkeypatch.setattr(type(run.eval_loader.dataset.reader), "__getitem__", gone)
-    page = Page(mistakes(run, report.shown))
+    page = Page(mistakes(run, *report.shown))
     assert page.count("img") == 0
     assert sum(one.endswith("> is gone") for one in page.said) == 24
 
@@ -349,7 +349,8 @@ def test_outputs_that_are_no_numbers(tmp_path, kind):
     go(run, Report())
     judged = Judged(run.task, 0)
     for batch in run.eval_loader:
-        judged.add(batch, torch.full((len(batch.images), run.task.outputs), float("nan")))
+        outputs = torch.full((len(batch.images), run.task.outputs), float("nan"))
+        judged.add(batch, *run.task.parts(outputs, run.task.prepare(batch.targets)))
     Page(scores(run, judged) + mistakes(run, judged))
 
 

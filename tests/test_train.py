@@ -137,6 +137,20 @@ def test_says_what_is_wrong(photos, tmp_path, capsys, args, said):
     assert said in capsys.readouterr().err
 
 
+def test_what_cannot_be_built_overwrites_nothing(photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    args = ["train", str(photos), *SMALL, "--workers", "0", "--output", str(out)]
+    assert main([*args, "--epochs", "1", "--warmup-epochs", "0"]) == 0
+    before = weights(out)
+    assert main([*args, "--overwrite", "--model-args", "block_siz=3"]) == 2
+    assert main([*args, "--overwrite", "--opt", "adamv"]) == 2
+    assert "adamv" in capsys.readouterr().err
+    assert same(weights(out), before)
+    assert opsin.load(out / "best")
+    assert main([*args, "--model-args", "block_siz=3", "--output", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
+
+
 # --- interruptions --------------------------------------------------------------------------------------------------
 
 EVERYTHING = [*SMALL, *HARD]

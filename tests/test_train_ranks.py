@@ -27,6 +27,7 @@ from opsin.train.distributed import World, connect
 from opsin.train.loop import Callback, fit
 from opsin.train.progress import Terminal
 from opsin.train.report import Report
+from opsin.train.state import save
 
 
 def photo(number):
@@ -150,7 +151,7 @@ class Halt(Callback):
 
     def on_update(self, run, loss):
         if run.update == self.update:
-            run.save()
+            save(run)
             raise KeyboardInterrupt
 
 
@@ -270,7 +271,7 @@ def fails(world, config):
 def judge(world, config):
     report, terminal = Report(), Terminal(stream=io.StringIO())
     run = train(config, world, [report, terminal])
-    return run.history, run.skipped, run.world.first and report.shown.count, terminal.console.file.getvalue()
+    return run.history, run.skipped, run.world.first and report.shown[0].count, terminal.console.file.getvalue()
 
 
 def test_a_rank_without_anything_to_judge(both, tmp_path):

@@ -41,7 +41,8 @@ TINY, TINY_SIZE = 64, 32  # pictures with sides below 64 pixels are trained at 3
 
 
 def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback] = ()) -> Run:
-    """All parts of a run, ready for `fit`; its directory is made and taken.
+    """All parts of a run, ready for `fit`; its directory is made and taken, last of all: what cannot be built leaves no
+    trace, and what another run left there is not overwritten in vain.
 
     Raises:
         OpsinError: settings that contradict each other, data that cannot be learnt from, a directory in use.
@@ -52,7 +53,6 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
     task = Task.of(train_reader, config).to(world.device)
-    directory = open_directory(config, world)
     model = build_model(config, train_reader, task)
     preprocess = preprocess_of(config, model, train_reader)
     train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
@@ -76,8 +76,9 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
         optimizer, s.sched, total_steps=s.epochs * updates, warmup_steps=round(s.warmup_epochs * updates),
         warmup_lr=s.warmup_lr, min_lr=s.min_lr, steps_per_epoch=updates, **s.sched_args,
     )  # fmt: skip
+    forward = wrap(config, world, learner)
     return Run(
-        config, world=world, directory=directory, task=task, model=model, forward=wrap(config, world, learner),
+        config, world=world, directory=open_directory(config, world), task=task, model=model, forward=forward,
         optimizer=optimizer, scheduler=scheduler, train_loader=train_loader, eval_loader=eval_loader, ema=ema,
         clip=make_clip(config.optim.clip_grad, config.optim.clip_mode), amp_dtype=amp_dtype(config, world),
         distill=distill, callbacks=[*callbacks, *trackers],
@@ -287,10 +288,14 @@ def open_directory(config: TrainConfig, world: World) -> RunDirectory:
 
     def take() -> None:
         directory.open(overwrite=config.run.overwrite)
-        if directory.begun() and directory.config.exists():
-            old, new = to_dict(load_config(directory.config)), to_dict(config)
-            _check_same(old, new, path)
-        save_config(config, directory.config)
+        try:
+            if directory.begun() and directory.config.exists():
+                old, new = to_dict(load_config(directory.config)), to_dict(config)
+                _check_same(old, new, path)
+            save_config(config, directory.config)
+        except BaseException:
+            directory.close()
+            raise
 
     world.share(take)
     return directory

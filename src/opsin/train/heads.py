@@ -6,7 +6,7 @@ a head counts nothing there.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,20 +19,9 @@ from opsin.errors import OpsinError, check_choice
 from opsin.loss import list_losses
 from opsin.train.config import TrainConfig
 from opsin.train.metrics import Metrics
-from opsin.train.task import Task
+from opsin.train.task import BEST, Part, Task
 
-__all__ = ["HeadsTask", "Part"]
-
-
-class Part(NamedTuple):
-    """What a batch holds for one head: which of its pictures have a label (B,), and outputs and prepared targets of
-    these."""
-
-    head: Head
-    task: Task
-    known: Tensor
-    outputs: Tensor
-    targets: Tensor
+__all__ = ["HeadsTask"]
 
 
 @dataclass
@@ -74,18 +63,24 @@ class HeadsTask(Task):
     def metrics(self) -> Any:
         return HeadsMetrics(self)
 
+    def each(self) -> list[tuple[str, Task]]:
+        return [(head.name, task) for head, task in zip(self.heads, self.tasks, strict=True)]
+
+    def main_scores(self) -> list[str]:
+        own = [f"{name}/{BEST[task.kind]}" for name, task in self.each()]
+        return list(dict.fromkeys([*super().main_scores(), *own]))
+
     def parts(self, outputs: Tensor, targets: Tensor) -> Iterator[Part]:
-        """What outputs (B, `outputs`) and rows of targets hold for each head."""
         mixed = targets.shape[1] == self.outputs
         columns = spans(head.outputs if mixed else head.columns for head in self.heads)
         places = spans(head.outputs for head in self.heads)
         for head, task, place, column in zip(self.heads, self.tasks, places, columns, strict=True):
-            rows = targets[:, column]
-            known = ~rows.isnan().any(1)
-            own = rows[known]
+            values = targets[:, column]
+            rows = (~values.isnan().any(1)).nonzero()[:, 0]
+            own = values[rows]
             if head.task == "single" and not mixed:
                 own = own[:, 0].long()
-            yield Part(head, task, known, outputs[known, place], task.prepare(own))
+            yield Part(head.name, task, rows, outputs[rows, place], task.prepare(own))
 
     def shares(self, targets: Tensor, smoothing: float) -> Tensor:
         """Rows of shares of all outputs (B, `outputs`), smoothed, ready to be mixed."""

@@ -19,11 +19,12 @@ from opsin.errors import OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import TrainConfig
 from opsin.train.distill import Distillation
-from opsin.train.distributed import World, get_random_state, local, set_random_state
+from opsin.train.distributed import World, local
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze, frozen_stages
 from opsin.train.second_order import curvature
 from opsin.train.signals import Stop
+from opsin.train.state import resume, save
 from opsin.train.task import Task
 
 __all__ = ["Callback", "Run", "fit"]
@@ -55,7 +56,7 @@ def fit(run: "Run") -> dict[str, Any]:
 
     A run that was interrupted goes on where its last checkpoint stands, to the same weights.
     """
-    run.resume()
+    resume(run)
     run.tell("on_start")
     while run.epoch < run.epochs and not run.out_of_patience():
         run.begin_epoch()
@@ -243,7 +244,7 @@ class Run:
             return  # ranks agree on what follows only now and then: it takes a message
         wanted, due = self.stop.wanted, time.perf_counter() - self.saved_at >= self.config.run.save_every
         if self.world.any(wanted or (due and self.world.first)):
-            self.save()
+            save(self)
         if self.world.any(wanted):
             self.stop.now()
 
@@ -313,7 +314,7 @@ class Run:
             self.save_best()
         if self.world.first:
             self.directory.write_history(self.history)
-        self.save()
+        save(self)
         self.tell("on_epoch", row)
 
     def out_of_patience(self) -> bool:
@@ -326,87 +327,8 @@ class Run:
     def best_row(self) -> dict[str, Any]:
         return self.history[self.best[0]] if self.best else {}
 
-    # --- state ------------------------------------------------------------------------------------------------------
-
     def save_best(self) -> None:
         from opsin.train.artefact import save_artefact
 
         averaged = self.ema is not None and self.task.metric.startswith("ema_")
         save_artefact(self, self.ema.average if averaged and self.ema else self.model)
-
-    def save(self) -> None:
-        """Write everything that the run needs to go on."""
-        own = {
-            "random": get_random_state(),
-            "loader": self.train_loader.state_dict(),
-            "buffers": [buffer.cpu() for buffer in self.own_buffers()],
-        }
-        ranks = self.world.gather(own | {"loss": [self.loss_sum, self.loss_count]})
-        state = {
-            "world_size": self.world.size,
-            "epoch": self.epoch,
-            "update": self.update,
-            "seconds": self.seconds + time.perf_counter() - self.clock,
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "history": self.history,
-            "best": list(self.best) if self.best else None,
-            "ranks": ranks,
-        }
-        if self.config.run.fsdp:
-            from opsin.train import sharded
-
-            sharded.save(self, state)
-        elif self.world.first:
-            state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            state |= {"projections": self.projections.state_dict()}
-            self.directory.save(state | {"ema": self.ema.state_dict() if self.ema else None})
-        self.saved_at = time.perf_counter()
-
-    def own_buffers(self) -> list[Tensor]:
-        """What each rank has of its own, such as running statistics: of the model, then of the average."""
-        if self.world.size == 1 or self.config.run.fsdp:  # in shards they are kept with these
-            return []
-        models = [self.model, *([self.ema.average] if self.ema else [])]
-        return [buffer for model in models for buffer in model.buffers()]
-
-    def resume(self) -> None:
-        """Go on where the last checkpoint stands, if there is one."""
-        if self.config.run.fsdp:
-            from opsin.train import sharded
-
-            state = sharded.read(self.directory)
-        else:
-            state = self.directory.load()
-        if state is None:
-            if self.world.first:
-                self.directory.cut_log(0)  # of a run that was killed before its first checkpoint
-            return
-        if state["world_size"] != self.world.size:
-            raise OpsinError(
-                f"the run in {self.directory.path} was made by {state['world_size']} processes and goes on with as "
-                f"many, not {self.world.size}"
-            )
-        if self.config.run.fsdp:
-            sharded.restore(self, state)
-        else:
-            self.model.load_state_dict(state["model"])
-            self.projections.load_state_dict(state.get("projections", {}))
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.update, self.seconds, self.history = (
-            state["epoch"], state["update"], state["seconds"], state["history"],
-        )  # fmt: skip
-        self.best = (int(state["best"][0]), state["best"][1]) if state["best"] else None
-        own = state["ranks"][self.world.rank]
-        for place, value in zip(self.own_buffers(), own["buffers"], strict=True):
-            place.copy_(value)
-        self.train_loader.load_state_dict(own["loader"])
-        self.skipped = {name: reason for rank in state["ranks"] for name, reason in rank["loader"]["skipped"].items()}
-        self.loss_sum, self.loss_count = own["loss"]
-        if self.world.first:
-            self.directory.cut_log(self.update)
-        set_random_state(own["random"])

@@ -24,6 +24,7 @@ class Terminal(Callback):
     def on_start(self, run: Run) -> None:
         task, c = run.task, run.config
         known = f", {task.outputs} classes" if task.classes else ""
+        known += f" {', '.join(name for name, _ in task.each())}" if task.heads else ""
         if run.update:
             self.console.print(f"going on at epoch {run.epoch}, update {run.update}", highlight=False)
         self.console.print(
@@ -58,7 +59,13 @@ class Terminal(Callback):
             self.bars.update(self.steps, completed=0)
             self.bars.update(self.epochs, completed=run.epoch, said=f"best {run.task.metric} {run.best_score():.4g}")
         star = " *" if run.best and run.best[0] == row["epoch"] else ""
-        shown = ("train_loss", "loss", run.task.metric, *(k for k in ("top5", "ema_top1") if k in row))
+        shown = (
+            "train_loss",
+            "loss",
+            run.task.metric,
+            *run.task.main_scores(),
+            *(k for k in ("top5", "ema_top1") if k in row),
+        )
         scores = "  ".join(f"{name} {row[name]:.4f}" for name in dict.fromkeys(shown) if name in row)
         line = f"epoch {row['epoch']:>3}  {scores}  lr {row['lr']:.1e}  {row['seconds']:.0f} s{star}"
         self.console.print(line, highlight=False, soft_wrap=True)

@@ -1,7 +1,8 @@
 """What is learnt: the kind of targets, with the loss, the metrics and the width of the head that go with it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,21 @@ from opsin.loss import create_loss
 from opsin.train.config import LossSettings, TrainConfig
 from opsin.train.metrics import Metrics
 
-__all__ = ["BEST", "Task"]
+__all__ = ["BEST", "Part", "Task"]
 
 BEST = {"single": "top1", "multi": "mAP", "regression": "mae"}  # what decides which checkpoint is best
 LOWER = ("loss", "mae", "rmse", "mse", "ece")  # better when lower
+
+
+class Part(NamedTuple):
+    """What a batch holds for one head: its name, its task, the rows that have a label for it, and the outputs and
+    prepared targets of these. The one part of a task without heads is the whole batch and has no name."""
+
+    name: str
+    task: "Task"
+    rows: Tensor
+    outputs: Tensor
+    targets: Tensor
 
 
 @dataclass
@@ -103,6 +115,18 @@ class Task:
     def metrics(self) -> Metrics:
         """Fresh counters."""
         return Metrics(self.kind, self.outputs)
+
+    def each(self) -> list[tuple[str, "Task"]]:
+        """The heads' names and tasks; of a task without heads itself, without a name."""
+        return [("", self)]
+
+    def main_scores(self) -> list[str]:
+        """The scores that say most: the one that decides, or that of each head."""
+        return [self.metric.removeprefix("ema_")]
+
+    def parts(self, outputs: Tensor, targets: Tensor) -> Iterator[Part]:
+        """What outputs (B, `outputs`) and prepared targets hold for each of these."""
+        yield Part("", self, torch.arange(len(outputs)), outputs, targets)
 
     def better(self, new: float, old: float | None) -> bool:
         """Whether a score beats the best so far. One that is not a number never does."""

@@ -98,6 +98,7 @@ class _Source:
     task: Task = "single"
     classes: tuple[str, ...] | None = None
     heads: tuple["Head", ...] = ()
+    targets: Targets = None  # of all samples, where they are known without reading a picture
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -116,12 +117,7 @@ class _Source:
 
 
 class Reader(_Source, ABC):
-    """Samples by number. Cheap to send to another process; opens its files there, when they are first needed.
-
-    `targets` are all of them, known without reading a picture.
-    """
-
-    targets: Targets = None
+    """Samples by number. Cheap to send to another process; opens its files there, when they are first needed."""
 
     @abstractmethod
     def __len__(self) -> int: ...

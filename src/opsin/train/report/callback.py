@@ -29,14 +29,14 @@ class Report(Callback):
     """
 
     every_rank = True
-    fresh: Judged  # of the epoch at hand, on this process
+    fresh: list[Judged]  # of the epoch at hand, on this process, one a head
 
     def __init__(self) -> None:
-        self.shown: Judged | None = None
+        self.shown: list[Judged] = []
         self.first_batch = self.details = ""
 
     def on_start(self, run: Run) -> None:
-        self.fresh = Judged(run.task, run.epoch)
+        self.fresh = nothing_yet(run)
         if not run.world.first:
             return
         splits = max(run.config.augment.aug_splits, 1)
@@ -46,20 +46,21 @@ class Report(Callback):
     def on_eval_batch(self, run: Run, batch: Batch, outputs: Tensor) -> None:
         # of the model and its average that is kept which the deciding metric is of
         if run.judging == ("ema_" if run.task.metric.startswith("ema_") else ""):
-            self.fresh.add(batch, outputs)
+            for judged, part in zip(self.fresh, run.task.parts(outputs, run.task.prepare(batch.targets)), strict=True):
+                judged.add(batch, part)
 
     def on_epoch(self, run: Run, row: dict[str, Any]) -> None:
-        whole, self.fresh = self.fresh.gather(run.world), Judged(run.task, run.epoch)
+        whole, self.fresh = [judged.gather(run.world) for judged in self.fresh], nothing_yet(run)
         if not run.world.first:
             return
         best = run.best[0] if run.best else None
-        if self.shown is None or self.shown.epoch != best or row["epoch"] == best:
-            self.shown = whole
-            self.details = scores(run, whole) + mistakes(run, whole)
+        if not self.shown or self.shown[0].epoch != best or row["epoch"] == best:
+            self.shown = [judged for judged in whole if judged.count]
+            self.details = "".join(scores(run, judged) + mistakes(run, judged) for judged in self.shown)
         self.write(run)
 
     def on_end(self, run: Run) -> None:
-        if self.shown is not None:  # a run that had ended before keeps the report that it has
+        if self.shown:  # a run that had ended before keeps the report that it has
             self.write(run)
 
     def write(self, run: Run) -> None:
@@ -72,6 +73,10 @@ class Report(Callback):
         with explained(path, part):
             part.write_text(page(f"{run.config.model.model} on {run.config.data.data}", parts), encoding="utf-8")
             part.replace(path)
+
+
+def nothing_yet(run: Run) -> list[Judged]:
+    return [Judged(task, run.epoch, name) for name, task in run.task.each()]
 
 
 def first_pictures(run: Run, count: int) -> Batch | None:

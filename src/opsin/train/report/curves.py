@@ -26,7 +26,7 @@ def curves(run: Run) -> str:
         *judged(rows, "loss", "validation"),
     ]
     best = run.best[0] + 1.0 if run.best else None
-    main = run.task.metric.removeprefix("ema_")
+    main = run.task.main_scores()
     rate = Series("learning rate", done, [row["lr"] for row in steps], "rate")
     if len(steps) < 2:
         rate = column(rows, "lr", "learning rate", "rate")
@@ -34,13 +34,16 @@ def curves(run: Run) -> str:
     spent = [end - begin for begin, end in pairwise(ends)]
     time = Series("seconds", places(rows), spent, "rate")
     cards = [card("Loss", line_chart(loss, x_name=X, mark=best))]
-    if main != "loss":
-        cards.append(card(text(main), line_chart(judged(rows, main, "validation"), x_name=X, mark=best)))
+    cards += [
+        card(text(name), line_chart(judged(rows, name, "validation"), x_name=X, mark=best))
+        for name in main
+        if name != "loss"
+    ]
     cards.append(card("Learning rate", line_chart([rate], x_name=X, floor=0.0)))
     names = dict.fromkeys(n.removeprefix("ema_") for row in rows for n in row)
     more = [card("Seconds of training an epoch", line_chart([time], x_name=X, floor=0.0))]
     more += [
-        card(text(n), line_chart(judged(rows, n, n), x_name=X, mark=best)) for n in names if n not in (*ALONE, main)
+        card(text(n), line_chart(judged(rows, n, n), x_name=X, mark=best)) for n in names if n not in (*ALONE, *main)
     ]
     opened = section("Course", f'<div class="cards">{"".join(cards)}</div>')
     return opened + section("Time and all scores", f'<div class="cards">{"".join(more)}</div>', closed=True)

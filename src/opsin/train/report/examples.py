@@ -25,23 +25,23 @@ LEAST = 0.05  # share of a label that is named on a mixed picture
 
 def mistakes(run: Run, judged: Judged) -> str:
     """The pictures with the greatest losses, among those that are wrong."""
-    cards = [_mistake(run, one) for one in judged.worst()]
+    cards = [_mistake(run, judged.task, one) for one in judged.worst()]
     content = f'<div class="pictures">{"".join(cards)}</div>' if cards else "<p>There are none.</p>"
     return section(
-        "Worst mistakes",
+        judged.title("Worst mistakes"),
         content,
         note="Those with the greatest loss first: what is true, and in red what was said instead.",
     )
 
 
-def _mistake(run: Run, one: Mistake) -> str:
+def _mistake(run: Run, task: Task, one: Mistake) -> str:
     reader = run.eval_loader.dataset.reader
     file = reader.name(one.sample) if isinstance(reader, Reader) and one.sample >= 0 else ""
     try:
         image = picture(_pixels(reader, one, run.eval_loader.preprocess), file)
     except ImageError as error:  # it was there when it was judged
         image = f'<p class="note">{text(error)}</p>'
-    true, *lines = _told(run.task, one)
+    true, *lines = _told(task, one)
     said = "".join(f"<small>{line}</small>" for line in lines)
     short = f'<small class="file" title="{text(file)}">{text(file.rpartition("/")[2])}</small>' if file else ""
     return f'<figure>{image}<figcaption><b title="true">{true}</b>{said}{short}</figcaption></figure>'
@@ -112,6 +112,14 @@ def samples(task: Task, batch: Batch | None, preprocess: Preprocess | None, *, s
 
 def describe(task: Task, target: Tensor) -> list[str]:
     """A target in lines of HTML: a class, several, the shares of mixed ones, or numbers."""
+    if task.heads:
+        parts = task.parts(torch.zeros(1, task.outputs), task.prepare(target[None].cpu()))
+        return [
+            f"{text(part.name)}: {line}"
+            for part in parts
+            for row in part.task.in_units(part.targets)
+            for line in describe(part.task, row)
+        ]
     if task.kind == "regression":
         return [_numbers(target.reshape(-1))]
     names = task.classes or ()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from opsin.data.loader import Batch
 from opsin.train.distributed import World
 from opsin.train.metrics import BINS, average_precision
-from opsin.train.task import Task
+from opsin.train.task import Part, Task
 
 __all__ = ["ClassRow", "Judged", "Mistake"]
 
@@ -42,25 +42,28 @@ class ClassRow(NamedTuple):
 
 
 class Judged:
-    """The outputs of one validation, taken in batch by batch.
+    """The outputs of one validation, or of one head of it, taken in batch by batch.
 
     Attributes:
+        name: of the head; "" where there is one kind of labels.
         single label: `truth`, `said` (N,) and `confidence` (N,) of what is said.
         several labels: `truth` (N, K) of bool and `confidence` (N, K).
         regression: `truth` and `said` (N, K), in the unit of the targets.
     """
 
-    def __init__(self, task: Task, epoch: int) -> None:
-        self.task, self.epoch, self.count = task, epoch, 0
+    def __init__(self, task: Task, epoch: int, name: str = "") -> None:
+        self.task, self.epoch, self.name, self.count = task, epoch, name, 0
         self._heap: list[Mistake] = []
         self._parts: dict[str, list[np.ndarray]] = {}
 
-    def add(self, batch: Batch, outputs: Tensor) -> None:
-        """Take in a batch: what the model says (B, K) of it."""
-        outputs, targets = outputs.detach().float().cpu(), self.task.prepare(batch.targets).cpu()
+    def add(self, batch: Batch, part: Part) -> None:
+        """Take in what a batch holds of the task."""
+        outputs, targets = part.outputs.detach().float().cpu(), part.targets.cpu()
+        if not len(outputs):
+            return
         keep = {"single": self._single, "multi": self._multi, "regression": self._regression}[self.task.kind]
         losses, wrong = keep(outputs, targets)
-        self._remember(batch, outputs, targets, np.nan_to_num(losses.double().numpy(), nan=np.inf), wrong.numpy())
+        self._remember(batch, part, np.nan_to_num(losses.double().numpy(), nan=np.inf), wrong.numpy())
         self.count += len(outputs)
 
     def _keep(self, **values: Tensor) -> None:
@@ -83,21 +86,21 @@ class Judged:
         losses = (outputs - targets).abs().mean(1)
         return losses, losses > 0
 
-    def _remember(self, batch: Batch, outputs: Tensor, targets: Tensor, losses: np.ndarray, wrong: np.ndarray) -> None:
+    def _remember(self, batch: Batch, part: Part, losses: np.ndarray, wrong: np.ndarray) -> None:
         places = np.flatnonzero(wrong)
         for i in places[np.argsort(-losses[places], kind="stable")][:WORST].tolist():
             if len(self._heap) == WORST and losses[i] <= self._heap[0].loss:
                 break
-            index = int(batch.indices[i])
-            pixels = batch.images[i].detach().float().cpu().clone() if index < 0 else None
-            one = Mistake(
-                float(losses[i]), self.count + i, index, outputs[i].numpy().copy(), targets[i].numpy().copy(), pixels
-            )
+            row = int(part.rows[i])
+            index = int(batch.indices[row])
+            pixels = batch.images[row].detach().float().cpu().clone() if index < 0 else None
+            said, true = (values[i].detach().float().cpu().numpy().copy() for values in (part.outputs, part.targets))
+            one = Mistake(float(losses[i]), self.count + i, index, said, true, pixels)
             (heapq.heappush if len(self._heap) < WORST else heapq.heappushpop)(self._heap, one)
 
     def gather(self, world: World) -> "Judged":
         """What all processes have judged, on each of them; all must call it."""
-        whole = Judged(self.task, self.epoch)
+        whole = Judged(self.task, self.epoch, self.name)
         for rank, (count, parts, worst) in enumerate(world.gather((self.count, self._parts, self._heap))):
             whole.count += count
             for name, arrays in parts.items():
@@ -105,6 +108,10 @@ class Judged:
             whole._heap += [one._replace(number=one.number * world.size + rank) for one in worst]
         whole._heap = heapq.nlargest(WORST, whole._heap)[::-1]  # a heap, since it rises
         return whole
+
+    def title(self, what: str) -> str:
+        """The heading of a section about it."""
+        return f"{self.name}: {what}" if self.name else what
 
     # --- what it amounts to -----------------------------------------------------------------------------------------
 

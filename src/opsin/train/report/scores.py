@@ -20,10 +20,10 @@ def class_name(names: tuple[str, ...], index: int) -> str:
 
 def scores(run: Run, judged: Judged) -> str:
     """The sections that fit the kind of task."""
-    if run.task.kind == "regression":
+    if judged.task.kind == "regression":
         return regression(run, judged)
-    names = run.task.classes or ()
-    parts = [confusions(run, judged, names)] if run.task.kind == "single" else []
+    names = judged.task.classes or ()
+    parts = [confusions(run, judged, names)] if judged.task.kind == "single" else []
     return "".join((*parts, classes(run, judged, names), calibration(run, judged)))
 
 
@@ -39,12 +39,14 @@ def confusions(run: Run, judged: Judged, names: tuple[str, ...]) -> str:
     true, said, counts = judged.confusions()
     pairs = confused(names, true, said, counts)
     if len(names) > MAPPED:
-        return section("Most confused", pairs, note=whence(run, judged))
+        return section(judged.title("Most confused"), pairs, note=whence(run, judged))
     cells = np.zeros((len(names), len(names)), dtype=np.int64)
     cells[true, said] = counts
     drawn = heat_map([class_name(names, i) for i in range(len(names))], cells.tolist())
     note = f"{whence(run, judged)} A cell's colour is its share of the row; that of mistakes begins stronger."
-    return section("Confusion matrix", f'<div class="beside"><div class="card">{drawn}</div>{pairs}</div>', note=note)
+    return section(
+        judged.title("Confusion matrix"), f'<div class="beside"><div class="card">{drawn}</div>{pairs}</div>', note=note
+    )
 
 
 def confused(names: tuple[str, ...], true: np.ndarray, said: np.ndarray, counts: np.ndarray) -> str:
@@ -66,7 +68,7 @@ def bar(share: float, kind: str = "") -> str:
 
 def classes(run: Run, judged: Judged, names: tuple[str, ...]) -> str:
     """A row per class, those with the lowest scores first."""
-    several = run.task.kind == "multi"
+    several = judged.task.kind == "multi"
     found = judged.classes()
 
     def worth(row: ClassRow) -> tuple[bool, float]:
@@ -83,14 +85,14 @@ def classes(run: Run, judged: Judged, names: tuple[str, ...]) -> str:
     note = f"{about}Touch a heading to sort by it.{cut}"
     find = '<input type="search" class="find" placeholder="find a class" aria-label="find a class">' * (len(rows) > 20)
     content = find + table(heads, rows, sortable=True, numeric=range(1, len(heads)))
-    return section("Class by class", content, note=note)
+    return section(judged.title("Class by class"), content, note=note)
 
 
 def calibration(run: Run, judged: Judged) -> str:
     bins = judged.calibration()
     total = sum(count for *_, count in bins)
     error = sum(abs(confidence - right) * count for confidence, right, count in bins) / total
-    several = run.task.kind == "multi"
+    several = judged.task.kind == "multi"
     what = "Share of labels that are true" if several else "Share of pictures that are right"
     note = (
         f"On average confidence and truth are {percent(error)} apart. A bar that ends at the line means what it says; "
@@ -103,7 +105,7 @@ def calibration(run: Run, judged: Judged) -> str:
             histogram(bins, x_name="confidence"),
         ),
     )
-    return section("Calibration", f'<div class="cards">{"".join(parts)}</div>', note=note)
+    return section(judged.title("Calibration"), f'<div class="cards">{"".join(parts)}</div>', note=note)
 
 
 def regression(run: Run, judged: Judged) -> str:
@@ -120,4 +122,4 @@ def regression(run: Run, judged: Judged) -> str:
         if len(finite):
             title = f"Predicted over true, value {k}" if truth.shape[1] > 1 else "Predicted over true"
             plots.append(card(title, scatter(truth[finite, k].tolist(), said[finite, k].tolist(), x_name="true"), note))
-    return section("Predictions", f'<div class="cards">{"".join(plots)}</div>', note=whence(run, judged))
+    return section(judged.title("Predictions"), f'<div class="cards">{"".join(plots)}</div>', note=whence(run, judged))

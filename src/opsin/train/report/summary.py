@@ -15,7 +15,7 @@ LISTED = 200  # pictures that could not be read
 
 
 def score(name: str, value: float) -> str:
-    return number(value) if name.removeprefix("ema_") in PLAIN else percent(value, 2)
+    return number(value) if name.removeprefix("ema_").rpartition("/")[2] in PLAIN else percent(value, 2)
 
 
 def headline(run: Run) -> str:
@@ -41,9 +41,9 @@ def headline(run: Run) -> str:
         for value, what, more, kind in tiles
     )
     classes = f", {number(run.task.outputs)} classes" if run.task.classes else ""
-    kind = {"single": "one label a picture", "multi": "several labels a picture", "regression": "regression"}[
-        run.task.kind
-    ]
+    kind = {"single": "one label a picture", "multi": "several labels a picture", "regression": "regression"}.get(
+        run.task.kind, f"the heads {', '.join(text(name) for name, _ in run.task.each())}"
+    )
     return (
         f'<header><p class="over">opsin · training report</p><h1>{text(run.config.model.model)}</h1>'
         f'<p class="sub">on <b>{text(run.config.data.data)}</b>: {kind}{classes}</p>'
