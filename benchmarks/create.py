@@ -1,5 +1,6 @@
 """Making models: with random values, and from a file, every weight touched."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def run(rounds: int) -> list[Row]:
             )
             file = Path(folder) / f"{arch}.safetensors"
             save_file(opsin.create_model(arch).state_dict(), file)
+            os.sync()  # a file that is being written to the disk is not what is measured
             overlay = {"file": str(file)}
             rows.append(
                 compare(

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from support import free_port
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -27,6 +29,17 @@ HARD = [
 ]  # fmt: skip
 
 CHANGES = ("best.opsin.mark", "best.opsin.recipe.config.run.output")  # what ties two files together; where they are
+
+
+def dark_and_light(root: Path, count: int) -> Path:
+    """A folder of two classes that differ in brightness: `count` small pictures each."""
+    rng = np.random.default_rng(0)
+    for name, base in (("dark", 40), ("light", 140)):
+        (root / name).mkdir()
+        for i in range(count):
+            noise = rng.integers(base, base + 80, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / name / f"{i}.png")
+    return root
 
 
 def command(data: object, out: Path, *args: str) -> list[str]:

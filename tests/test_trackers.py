@@ -3,10 +3,9 @@
 import sys
 import types
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from runs import dark_and_light
 
 from opsin.cli.train import parse
 from opsin.errors import OpsinError
@@ -19,13 +18,7 @@ from opsin.train.loop import fit
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, base in (("dark", 40), ("light", 140)):
-        (root / name).mkdir()
-        for i in range(12):
-            Image.fromarray(rng.integers(base, base + 80, (24, 24, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
-    return root
+    return dark_and_light(tmp_path_factory.mktemp("photos"), 12)
 
 
 class Service:

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
-from runs import ENV, HARD, command, differences, finish, lines, start
+from runs import ENV, HARD, command, dark_and_light, differences, finish, lines, start
 
 import opsin
 from opsin.cli import main
@@ -28,15 +26,7 @@ SMALL = ["--model", "test_resnet", "--img-size", "32", "--batch-size", "8", "--e
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two classes that differ in brightness: 36 small pictures each."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, base in (("dark", 40), ("light", 140)):
-        (root / name).mkdir()
-        for i in range(36):
-            noise = rng.integers(base, base + 80, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(root / name / f"{i}.png")
-    return root
+    return dark_and_light(tmp_path_factory.mktemp("photos"), 36)
 
 
 def settings(where, output, **groups):

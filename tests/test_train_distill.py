@@ -5,11 +5,10 @@ import random
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from runs import dark_and_light
 
 import opsin
 from opsin.catalog.pretrained import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -32,15 +31,7 @@ TOKEN = {"model": "deit_tiny_distilled_patch16_224", "img_size": 32, "model_args
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two classes that differ in brightness: 36 small pictures each."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, base in (("dark", 40), ("light", 140)):
-        (root / name).mkdir()
-        for i in range(36):
-            noise = rng.integers(base, base + 80, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(root / name / f"{i}.png")
-    return root
+    return dark_and_light(tmp_path_factory.mktemp("photos"), 36)
 
 
 def listed(photos, path, label):

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
-from runs import ENV, command, differences, finish, lines, start, state
+from runs import ENV, command, dark_and_light, differences, finish, lines, start, state
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -34,15 +32,7 @@ HARD = [*SMALL, "--model", "test_resnet", "--epochs", "2", "--batch-size", "4", 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two classes that differ in brightness: 24 small pictures each."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, base in (("dark", 40), ("light", 140)):
-        (root / name).mkdir()
-        for i in range(24):
-            noise = rng.integers(base, base + 80, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(root / name / f"{i}.png")
-    return root
+    return dark_and_light(tmp_path_factory.mktemp("photos"), 24)
 
 
 def history(out):

@@ -13,8 +13,9 @@ __all__ = ["adaptive_clip_", "make_clip"]
 MODES = ("norm", "value", "agc")
 
 
-def make_clip(limit: float | None, mode: str = "norm") -> Callable[[nn.Module], object] | None:
-    """A function that clips the gradients of a model in place; None without a limit."""
+def make_clip(limit: float | None, mode: str = "norm") -> Callable[[nn.Module], Tensor | None] | None:
+    """A function that clips the gradients of a model in place, and by norm returns how long they were; None without a
+    limit."""
     if mode not in MODES:
         raise OpsinError(f"no clip_mode {mode!r}.{did_you_mean(mode, MODES) or ' It can be ' + ', '.join(MODES) + '.'}")
     if limit is None:

@@ -196,11 +196,10 @@ class Run:
                     self.fail(f"the loss became {value / share}", [batch])
                 self.scaler.scale(loss).backward(create_graph=self.second_order)
             mean += value
-        if not self.scaler.is_enabled() and not self.finite():  # with float16 such a step is left out
-            self.fail("the gradient became infinite or no number", batches)
         self.scaler.unscale_(self.optimizer)
-        if self.clip is not None:
-            self.clip(self.learner)
+        length = self.clip(self.learner) if self.clip is not None else None
+        if not self.scaler.is_enabled() and not self.finite(length):  # with float16 such a step is left out
+            self.fail("the gradient became infinite or no number", batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -218,10 +217,15 @@ class Run:
             return self.task.train_loss(self.forward(batch.images), targets)
 
     @torch.no_grad()
-    def finite(self) -> bool:
-        """Whether the gradient has a finite length: any other spoils the weights one update before a loss shows it."""
-        grads = local({name: p.grad for name, p in self.learner.named_parameters() if p.grad is not None})
-        wrong = not math.isfinite(nn.utils.get_total_norm(grads.values()).item())
+    def finite(self, length: Tensor | None) -> bool:
+        """Whether the gradient has a finite length: any other spoils the weights one update before a loss shows it.
+
+        `length` is what clipping by norm has found already.
+        """
+        if length is None or self.config.run.fsdp:
+            grads = local({name: p.grad for name, p in self.learner.named_parameters() if p.grad is not None})
+            length = nn.utils.get_total_norm(grads.values())
+        wrong = not math.isfinite(length.item())
         return not (self.world.any(wrong) if self.config.run.fsdp else wrong)  # all ranks have the same unless sharded
 
     def fail(self, what: str, batches: list[Batch]) -> NoReturn:
