@@ -118,6 +118,9 @@ def connect(device: str | None = None) -> Iterator[World]:
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", rank=rank, world_size=size)
     try:
         yield World(where, rank, size)
+        # all leave together: what the group's threads still hold when the interpreter ends, such as the tensors of the
+        # last message, would take the process down
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
