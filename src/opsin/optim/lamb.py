@@ -67,8 +67,9 @@ class Lamb(ListOptimizer):
         if len(pieces) > 1:
             update = [torch.cat([one for (one,) in pieces]).as_strided(params[0].shape, params[0].stride())]
         if group["weight_decay"] or group["always_adapt"]:
-            torch._foreach_mul_(update, self._ratios(group, params, update))
-        torch._foreach_add_(params, update, alpha=-group["lr"])
+            torch._foreach_addcmul_(params, update, self._ratios(group, params, update), -group["lr"])
+        else:
+            torch._foreach_add_(params, update, alpha=-group["lr"])
 
     def _update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> Tensors:
         """Where Adam would go."""
@@ -76,8 +77,11 @@ class Lamb(ListOptimizer):
         beta1, beta2 = group["betas"]
         if self.shrink is not None:
             grads = list(torch._foreach_div(grads, self.shrink.to(grads[0].device, grads[0].dtype)))
-        torch._foreach_mul_(mean, beta1)
-        torch._foreach_add_(mean, grads, alpha=1 - beta1 if group["grad_averaging"] else 1)
+        if group["grad_averaging"]:
+            torch._foreach_lerp_(mean, grads, 1 - beta1)
+        else:
+            torch._foreach_mul_(mean, beta1)
+            torch._foreach_add_(mean, grads)
         torch._foreach_mul_(square, beta2)
         torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
         corrections = (1 - beta1**step, 1 - beta2**step) if group["bias_correction"] else (1, 1)
