@@ -120,8 +120,11 @@ def test_the_real_tensorboard(photos, tmp_path):
 
 
 def test_the_real_wandb(photos, tmp_path, monkeypatch):
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     _, run = train(photos, tmp_path, ["wandb"])
+    wandb.teardown()  # its service is a process of its own, which writes the file: wait until it has ended
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = file.read_bytes()
     assert content.count(b"epoch/top1") >= len(run.history)
