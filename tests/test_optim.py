@@ -26,7 +26,13 @@ def settings(model, groups):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("resnet10t", {}), ("vit_tiny_patch16_224", {"depth": 3})],
+    [
+        ("resnet10t", {}),
+        ("vit_tiny_patch16_224", {"depth": 3}),
+        ("convnext_atto", {"depths": (1, 2, 1, 1)}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 2, 1, 1), "embed_dim": 24}),
+        ("tiny_vit_5m_224", {}),
+    ],
 )
 def test_groups_beside_timm(name, size):
     timm_optim = pytest.importorskip("timm.optim")

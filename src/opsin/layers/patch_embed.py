@@ -99,9 +99,9 @@ class PatchEmbed(nn.Module):
             if (height, width) != self.img_size:
                 h, w = self.img_size
                 raise ValueError(
-                    f"the model is built for {h}x{w} images and got {height}x{width}. Resize the images, call "
-                    f"model.set_input_size(({height}, {width})), or create it with img_size=({height}, {width}) "
-                    "or dynamic_img_size=True"
+                    f"the model is built for {h}x{w} images and got {height}x{width}. Resize the images or create the "
+                    f"model with img_size=({height}, {width}); vision transformers also take dynamic_img_size=True and "
+                    f"set_input_size(({height}, {width}))"
                 )
         elif not self.dynamic_img_pad and (height % self.patch_size[0] or width % self.patch_size[1]):
             raise ValueError(

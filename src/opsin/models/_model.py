@@ -239,12 +239,17 @@ class Model(nn.Module):
         return [g for g in groups if g] + [closing + list(tops)]
 
     def _blocks_of(self, stage: Stage) -> list[list[str]]:
-        """Paths of a stage's blocks with parameters; those of no block belong to the first."""
+        """Paths of a stage's blocks with parameters, a downsampling with the block that follows it; parameters of no
+        block belong to the first."""
         parts = [pair for path in stage.owners for pair in split_blocks(locate(self, path), path)]
-        blocks = [p for p, part in parts if isinstance(part, nn.Module) and any(True for _ in part.parameters())]
+        paths = [p for p, part in parts if isinstance(part, nn.Module) and any(True for _ in part.parameters())]
         names = [f"{path}.{name}" for path in stage.owners for name, _ in locate(self, path).named_parameters()]
-        bare = [name for name in names if not name.startswith(tuple(f"{path}." for path in blocks))]
-        return [bare + blocks[:1], *([path] for path in blocks[1:])]
+        blocks = [[name for name in names if not name.startswith(tuple(f"{path}." for path in paths))]]
+        for i, path in enumerate(paths):
+            blocks[-1].append(path)
+            if i + 1 < len(paths) and "downsample" not in path.split("."):
+                blocks.append([])
+        return blocks
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The layer groups as regular expressions with their order: `{"stem": regex, "blocks": [(regex, (i,)), …]}`.
