@@ -21,15 +21,14 @@ from opsin.inference._packed import PackedConv2d, PackedLinear, can_pack, fusabl
 from opsin.inference._trace import Links, find_links
 from opsin.layers.conv import Conv2dSame
 from opsin.layers.drop import DropPath
-from opsin.layers.frozen_norm import FrozenBatchNorm2d
-from opsin.layers.norm_act import BatchNormAct2d
+from opsin.layers.frozen_norm import PLAIN, WITH_ACT, FrozenBatchNorm2d, FrozenBatchNormAct2d
 from opsin.models._model import Model
 
 __all__ = ["Report", "keep_freed_memory", "prepare_for_inference", "report"]
 
 TOLERANCE = 1e-5  # of the largest value of an output, in float32
 HALF_TOLERANCE = 2e-2  # in half precisions, whose own steps are of that size
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, FrozenBatchNorm2d)
+NORMS = (*PLAIN, *WITH_ACT, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 IDLE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, DropPath)
 
 
@@ -253,7 +252,7 @@ def _fold(bench: Bench) -> dict[str, Any]:
             kept.append(name)
             continue
         bench.replace(conv, fold_batch_norm(conv, norm))
-        bench.replace(norm, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+        bench.replace(norm, getattr(norm, "act", nn.Identity()))
     return {"folded": len(norms) - len(kept), "kept_norms": kept}
 
 

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenBatchNorm2d", "freeze_batch_norm_2d", "unfreeze_batch_norm_2d"]
+from opsin.layers.norm_act import BatchNormAct2d
+from opsin.layers.sync_norm import SyncBatchNormAct
+
+__all__ = ["FrozenBatchNorm2d", "FrozenBatchNormAct2d", "freeze_batch_norm_2d", "unfreeze_batch_norm_2d"]
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -29,19 +32,35 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
-PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)  # not classes of their own that do more, such as an activation
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """A frozen batch norm, then the activation of the norm it stands for."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, *, act: nn.Module) -> None:
+        super().__init__(num_features, eps)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)
+WITH_ACT = (BatchNormAct2d, SyncBatchNormAct)  # of other classes nobody knows what else they do
 NAMES = ("weight", "bias", "running_mean", "running_var")
 
 
 def freeze_batch_norm_2d(module: nn.Module) -> nn.Module:
-    """Replace every plain batch norm inside by a frozen one; returns the module, or its replacement."""
+    """Replace every batch norm inside, with and without an activation, by a frozen one; returns the module, or its
+    replacement."""
     if (
         isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
-        and type(module) in PLAIN
+        and type(module) in PLAIN + WITH_ACT
         and module.affine
         and module.track_running_stats
     ):
-        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        if isinstance(module, WITH_ACT):
+            frozen: FrozenBatchNorm2d = FrozenBatchNormAct2d(module.num_features, module.eps, act=module.act)
+        else:
+            frozen = FrozenBatchNorm2d(module.num_features, module.eps)
         return _take_values(frozen, module).train(module.training)
     for name, child in module.named_children():
         if (new := freeze_batch_norm_2d(child)) is not child:
@@ -52,7 +71,10 @@ def freeze_batch_norm_2d(module: nn.Module) -> nn.Module:
 def unfreeze_batch_norm_2d(module: nn.Module) -> nn.Module:
     """The way back from `freeze_batch_norm_2d`."""
     if isinstance(module, FrozenBatchNorm2d):
-        norm = nn.BatchNorm2d(len(module.weight), eps=module.eps)
+        norm: nn.BatchNorm2d = nn.BatchNorm2d(len(module.weight), module.eps)
+        if isinstance(module, FrozenBatchNormAct2d):
+            norm = BatchNormAct2d(len(module.weight), module.eps)
+            norm.act = module.act
         return _take_values(norm, module).train(module.training)
     for name, child in module.named_children():
         if (new := unfreeze_batch_norm_2d(child)) is not child:
