@@ -311,9 +311,9 @@ def test_kept_ratio_is_the_judges(mode, size, monkeypatch):
         assert torch.equal(got, expected)
         fast = TrainTransform(size, **options)(image, rng=rng() if mode == "rkrc" else Always())
         assert difference(fast, expected)[1] <= 3
-    places = {transforms._anywhere(70, 64, rng(i)) for i in range(200)}
+    places = {transforms.anywhere(70, 64, rng(i)) for i in range(200)}
     assert places == set(range(-6, 1))
-    assert {transforms._anywhere(60, 64, rng(i)) for i in range(200)} == set(range(5))
+    assert {transforms.anywhere(60, 64, rng(i)) for i in range(200)} == set(range(5))
     shrunk = TrainTransform(64, train_crop_mode="rkrr", scale=(0.5, 0.5), **PLAIN, interpolation="bilinear")
     assert (shrunk(PHOTO, rng=Always()) == 0).float().mean() > 0.3  # black all around
 

@@ -25,7 +25,7 @@ from opsin.data.preprocess import FILTERS, HUGE, Preprocess, centred
 from opsin.data.resample import SUPPORT, largest_reduction, resize, resize_to_window
 from opsin.errors import OpsinError, check_choice, warn_user
 
-__all__ = ["EvalTransform", "TrainTransform", "TrainingPreprocess"]
+__all__ = ["EvalTransform", "TrainTransform", "TrainingPreprocess", "anywhere", "draw_crop", "draw_size"]
 
 Source = bytes | np.ndarray | Image.Image
 CROP_MODES = ("rrc", "rkrc", "rkrr")
@@ -146,16 +146,19 @@ class TrainTransform:
         Raises:
             ImageError: the picture cannot be read, or has not as many channels as `mean` has values.
         """
-        size = self.size if size is None else size
-        picture = open_picture(image, channels=len(self.mean))
-        crop = self._resized_crop if self.train_crop_mode == "rrc" else self._kept_ratio
-        pixels = self._flipped(crop(picture, size, rng), rng)
+        pixels = self.flip(self.crop(image, rng, size), rng)
         if not self.num_aug_splits:
-            return _tensor(self._augmented(pixels, rng))
-        others = (self._augmented(pixels, rng) for _ in range(self.num_aug_splits - 1))
+            return _tensor(self.augment(pixels, rng))
+        others = (self.augment(pixels, rng) for _ in range(self.num_aug_splits - 1))
         return torch.stack([_tensor(pixels), *map(_tensor, others)])
 
     # --- geometry
+
+    def crop(self, image: Source, rng: np.random.Generator, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The first step alone: the pixels (H, W, C) of a random crop, resized."""
+        picture = open_picture(image, channels=len(self.mean))
+        cut = self._resized_crop if self.train_crop_mode == "rrc" else self._kept_ratio
+        return cut(picture, self.size if size is None else size, rng)
 
     def _filter(self, rng: np.random.Generator) -> str:
         return RANDOM[rng.integers(2)] if self.interpolation == "random" else self.interpolation
@@ -177,12 +180,13 @@ class TrainTransform:
         full = draw_size(rng, picture.height, picture.width, size, scale=self.scale, ratio=self.ratio)
         interpolation = self._filter(rng)
         down, right = (
-            _anywhere(have, want, rng) if self.train_crop_mode == "rkrr" else centred(have, want)
+            anywhere(have, want, rng) if self.train_crop_mode == "rkrr" else centred(have, want)
             for have, want in zip(full, size, strict=True)
         )
         return resize_to_window(picture, full, (down, right), size, interpolation, exact=self.exact)
 
-    def _flipped(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def flip(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The second step alone: pixels (H, W, C), mirrored by chance."""
         axes = [axis for axis, p in ((2, self.hflip), (1, self.vflip)) if rng.random() < p]
         # torch mirrors interleaved pixels many times faster than NumPy copies a mirrored view
         return torch.from_numpy(pixels).permute(2, 0, 1).flip(axes).permute(1, 2, 0).numpy() if axes else pixels
@@ -198,7 +202,8 @@ class TrainTransform:
             )
         return self._policies[size]
 
-    def _augmented(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def augment(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The last step alone: pixels (H, W, C) after policy, jitter, grey and blur."""
         if self.auto_augment is not None:
             height, width, _ = pixels.shape
             pixels = self._policy((height, width))(np.ascontiguousarray(pixels), rng)
@@ -270,17 +275,24 @@ def draw_size(
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    scale_prob: float = 0.5,
+    ratio_prob: float = 0.5,
+    longest: float = 0.0,
 ) -> tuple[int, int]:
-    """(height, width) to resize to: what covers `target`, half of the time each with another scale and other aspect."""
-    covers = min(height / target[0], width / target[1])
-    factor = rng.uniform(*scale) if rng.random() < 0.5 else 1.0
+    """(height, width) to resize to: what covers `target`, at these probabilities with another scale and other aspect.
+
+    `longest` from 0 to 1 goes from the size that covers the target to the one that lies in it.
+    """
+    covers, lies_in = sorted((height / target[0], width / target[1]))
+    shrink = covers + longest * (lies_in - covers)
+    factor = rng.uniform(*scale) if rng.random() < scale_prob else 1.0
     stretch = 1.0
-    if rng.random() < 0.5:
+    if rng.random() < ratio_prob:
         stretch = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])) / 2)
-    return max(round(height * factor / stretch / covers), 1), max(round(width * factor * stretch / covers), 1)
+    return max(round(height * factor / stretch / shrink), 1), max(round(width * factor * stretch / shrink), 1)
 
 
-def _anywhere(have: int, want: int, rng: np.random.Generator) -> int:
+def anywhere(have: int, want: int, rng: np.random.Generator) -> int:
     """An offset that leaves a length inside a canvas of length `want`, or the canvas inside it."""
     gap = want - have
     return int(rng.integers(min(gap, 0), max(gap, 0), endpoint=True))
