@@ -72,12 +72,12 @@ class TrainTransform:
 
     Args:
         size: side, or (height, width), of what comes out; a call may ask for another.
-        scale: share of the picture's area that a crop covers, least and most; (0.08, 1) for `rrc`. For the others the
-            factor of a random change of scale; (0.8, 1).
+        scale: share of the picture's area that a crop covers, least and most; (0.08, 1) for `rrc`, (0.8, 1) for the
+            others, where it is of the largest crop of the size's aspect.
         ratio: aspect ratios of the crops, (3/4, 4/3) for `rrc`. For the others the aspect factor; (0.9, 1/0.9).
         train_crop_mode: `rrc`: a crop of random area and aspect, resized (Inception). `rkrc`, `rkrr`: the short side
             fits, half of the time each with a random change of scale and of aspect, then the middle (`rkrc`) or a
-            random part (`rkrr`) is cut out, on black where the picture is smaller.
+            random part (`rkrr`) is cut out, the picture mirrored where it is smaller.
         interpolation: a filter of `Preprocess`, or `random`: bilinear or bicubic, drawn for each picture.
         hflip, vflip: probabilities to mirror left and right, top and bottom.
         auto_augment: a policy's string, as `parse_policy` takes it.
@@ -177,13 +177,13 @@ class TrainTransform:
         return resize(pixels[rows, columns], size, interpolation, exact=self.exact)
 
     def _kept_ratio(self, picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        full = draw_size(rng, picture.height, picture.width, size, scale=self.scale, ratio=self.ratio)
+        full = draw_size(rng, picture.height, picture.width, size, scale=self.scale, ratio=self.ratio, area=True)
         interpolation = self._filter(rng)
         down, right = (
             anywhere(have, want, rng) if self.train_crop_mode == "rkrr" else centred(have, want)
             for have, want in zip(full, size, strict=True)
         )
-        return resize_to_window(picture, full, (down, right), size, interpolation, exact=self.exact)
+        return resize_to_window(picture, full, (down, right), size, interpolation, fill=None, exact=self.exact)
 
     def flip(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The second step alone: pixels (H, W, C), mirrored by chance."""
@@ -278,14 +278,18 @@ def draw_size(
     scale_prob: float = 0.5,
     ratio_prob: float = 0.5,
     longest: float = 0.0,
+    area: bool = False,
 ) -> tuple[int, int]:
     """(height, width) to resize to: what covers `target`, at these probabilities with another scale and other aspect.
 
-    `longest` from 0 to 1 goes from the size that covers the target to the one that lies in it.
+    `longest` from 0 to 1 goes from the size that covers the target to the one that lies in it. `scale` is of the sides,
+    or with `area` the share of the picture that the target then covers.
     """
     covers, lies_in = sorted((height / target[0], width / target[1]))
     shrink = covers + longest * (lies_in - covers)
     factor = rng.uniform(*scale) if rng.random() < scale_prob else 1.0
+    if area:
+        factor = 1 / math.sqrt(factor)
     stretch = 1.0
     if rng.random() < ratio_prob:
         stretch = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])) / 2)

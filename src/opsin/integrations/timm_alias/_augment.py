@@ -130,7 +130,8 @@ def _from_string(config: str, kinds: Sequence[str], hparams: Mapping[str, Any] |
     kind = config.partition("-")[0]
     check_choice(kind, kinds, what="policy of this sort", where=config)
     for key, short in (("magnitude_std", "mstd"), ("magnitude_max", "mmax")):
-        if hparams and key in hparams and f"-{short}" not in config:
+        if hparams and key in hparams:  # it comes before what the string says
+            config = "-".join(word for word in config.split("-") if not word.startswith(short))
             config += f"-{short}{hparams[key]}"
     return policies.make_policy(config, setting_of(hparams, policies.translate_share(config)))
 

@@ -45,15 +45,17 @@ def create_reader(
     input_key: str | None = None,
     target_key: str | None = None,
     num_samples: int | None = None,
+    **options: Any,
 ) -> Reader | StreamReader:
     """Opsin's reader for a name of timm's: "" is the folder or tar `root`; `torch/…`, `hfds/…`, `hfids/…`, `wds/…`.
 
     `split` says which part of a dataset is meant; of a folder only where `search_split` asks to look for one in it.
+    `options` go to the source, such as a dataset of torchvision.
     """
     scheme, _, place = name.partition("/")
     if name.lower().removeprefix("torch/") in FOLDERS:
         _none_of({"download": download, "input_key": input_key, "target_key": target_key}, "a folder")
-        _none_of({"num_samples": num_samples}, "a folder")
+        _none_of({"num_samples": num_samples} | options, "a folder")
         if root is None:
             raise OpsinError("a dataset of files needs their folder: root=…")
         return _open_files(os.fspath(root), split if search_split else None, search_split, _map_at(class_map, root))
@@ -62,7 +64,7 @@ def create_reader(
             f"no kind of dataset {name!r}.{did_you_mean(scheme, (*SLASHED, *FOLDERS))} "
             f"There are {'/…, '.join(SLASHED)}/… and '' for the folder or tar that root names"
         )
-    options: dict[str, Any] = {"class_map": class_map}
+    options["class_map"] = class_map
     if scheme == "torch":
         _none_of({"input_key": input_key, "target_key": target_key, "num_samples": num_samples}, name)
         options |= {"root": root or ".", "download": download}
@@ -72,6 +74,8 @@ def create_reader(
         _none_of({"download": download, "root": root if scheme != "wds" else None}, name)
         if scheme in STREAMED:
             options["length"] = num_samples
+        else:
+            _none_of({"num_samples": num_samples}, name)
     return open_reader(f"{scheme}:{place or root or ''}", split=split, holdout=0, **options)
 
 
@@ -167,6 +171,8 @@ class ImageDataset(_Pictures, Dataset):
     ) -> None:
         if reader is None or isinstance(reader, str):
             reader = create_reader(reader or "", root, split, class_map=class_map, **kwargs)  # type: ignore[assignment]
+        else:
+            _none_of(kwargs, f"{reader}, which is open already")
         self._open(reader, input_img_mode)
         self.load_bytes, self.transform, self.target_transform = load_bytes, transform, target_transform
 
@@ -233,6 +239,8 @@ class IterableImageDataset(_Pictures, IterableDataset):
         if reader is None or isinstance(reader, str):
             kwargs |= {"class_map": class_map, "num_samples": num_samples}
             reader = create_reader(reader or "", root, split, **kwargs)  # type: ignore[assignment]
+        else:
+            _none_of(kwargs, f"{reader}, which is open already")
         if not isinstance(reader, StreamReader):
             raise OpsinError(f"{reader} is no stream: make an ImageDataset of it")
         self._open(reader, input_img_mode)
@@ -336,7 +344,8 @@ def create_dataset(
     """
     if trust_remote_code:
         raise OpsinError("create_dataset(trust_remote_code=True): opsin runs no code of a hub")
-    keys = {key: kwargs.pop(key) for key in ("input_key", "target_key") if key in kwargs}
+    own = {key: kwargs.pop(key) for key in ("transform", "target_transform") if key in kwargs}
+    own |= {"input_img_mode": input_img_mode}
     stream = name.partition("/")[0] in STREAMED
     _none_of({"load_bytes": load_bytes, "repeats": repeats} if stream else {}, name)
     reader: Any = create_reader(
@@ -346,14 +355,12 @@ def create_dataset(
         search_split=search_split,
         class_map=class_map,
         download=download,
-        num_samples=num_samples if stream else None,
-        **keys,
+        num_samples=num_samples,
+        **kwargs,
     )
     if stream:
-        return IterableImageDataset(
-            root, reader, is_training=is_training, seed=seed, input_img_mode=input_img_mode, **kwargs
-        )
-    return ImageDataset(root, reader, load_bytes=load_bytes, input_img_mode=input_img_mode, **kwargs)
+        return IterableImageDataset(root, reader, is_training=is_training, seed=seed, **own)
+    return ImageDataset(root, reader, load_bytes=load_bytes, **own)
 
 
 # --- ImageNet ReaL ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 Chance comes from torch's global generator, which `torch.manual_seed` sets and a `DataLoader` seeds in each worker.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ def to_pixels(image: Picture | Tensor) -> np.ndarray:
     RGB."""
     if isinstance(image, Image.Image) and image.mode not in MODES.values():
         image = with_channels(image, 3)
-    pixels = np.asarray(image)
+    pixels = np.array(image) if isinstance(image, Image.Image) else np.asarray(image)  # torch wants to be let write
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
@@ -193,22 +192,17 @@ class ResizeKeepRatio:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         rng = fresh_rng()
-        scale, prob = self.random_scale_range, self.random_scale_prob
-        if self.random_scale_area and rng.random() < prob:
-            scale = (1 / math.sqrt(rng.uniform(*scale)),) * 2
-            prob = 1.0
-        elif self.random_scale_area:
-            prob = 0.0
         height, width = draw_size(
             rng,
             image.height,
             image.width,
             self.size,
-            scale=scale,
+            scale=self.random_scale_range,
             ratio=self.random_aspect_range,
-            scale_prob=prob,
+            scale_prob=self.random_scale_prob,
             ratio_prob=self.random_aspect_prob,
             longest=self.longest,
+            area=self.random_scale_area,
         )
         name = RANDOM[rng.integers(2)] if self.interpolation == "random" else self.interpolation
         return image.resize((width, height), FILTERS[name])

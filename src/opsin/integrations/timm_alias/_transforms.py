@@ -78,7 +78,7 @@ class Crop:
 
     def __call__(self, image: Picture | bytes) -> Picture:
         if isinstance(image, Image.Image):  # as its pixels lie
-            image = np.asarray(with_channels(image, len(self.steps.mean)))
+            image = np.array(with_channels(image, len(self.steps.mean)))
         return to_picture(self.steps.crop(image, fresh_rng()))
 
     def __repr__(self) -> str:
