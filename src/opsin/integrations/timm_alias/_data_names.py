@@ -36,13 +36,13 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("augment_and_mix_transform", "augmix_ops", "auto_augment_policy", "auto_augment_transform", "mixup_target"),
         *("one_hot", "rand_augment_ops", "rand_augment_transform"),
     ),
-    f"{HERE}._dataset": (
-        *("AugMixDataset", "ImageDataset", "IterableImageDataset", "RealLabelsImagenet", "create_dataset"),
-        *("create_reader", "get_img_extensions", "is_img_extension", "load_class_map"),
+    f"{HERE}._dataset": (*("AugMixDataset", "ImageDataset", "IterableImageDataset", "create_dataset"),),
+    f"{HERE}._readers": (
+        *("RealLabelsImagenet", "create_reader", "get_img_extensions", "is_img_extension", "load_class_map"),
     ),
     f"{HERE}._loader": (
         *("MultiEpochsDataLoader", "OrderedDistributedSampler", "PrefetchLoader", "RepeatAugSampler", "create_loader"),
-        "fast_collate",
+        *("create_naflex_loader", "fast_collate"),
     ),
 }
 
@@ -52,5 +52,5 @@ DATA = {name: f"{module}:{name}" for module, names in _NAMES.items() for name in
     "MaybeToTensor": f"{HERE}._pictures:ToTensor",
     "ToTensor": f"{HERE}._pictures:ToRawTensor",
     "_pil_interp": f"{HERE}._pictures:str_to_pil_interp",
-    "create_parser": f"{HERE}._dataset:create_reader",
+    "create_parser": f"{HERE}._readers:create_reader",
 }

@@ -77,7 +77,7 @@ class RepeatAugSampler(_Shared):
         selected_ratio: int = 0,
     ) -> None:
         super().__init__(dataset, num_replicas, rank)
-        self.shuffle, self.num_repeats, self.epoch = shuffle, num_repeats, 0
+        self.shuffle, self.num_repeats, self.epoch = shuffle, int(num_repeats), 0  # scripts pass floats
         ratio, length = selected_ratio or self.num_replicas, len(dataset)
         if selected_round and length >= selected_round:
             self.num_samples = length // selected_round * selected_round // ratio
@@ -283,6 +283,13 @@ TRANSFORM = (
     *("color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "auto_augment", "interpolation", "mean", "std"),
     *("re_prob", "re_mode", "re_count", "crop_pct", "crop_mode", "crop_border_pixels", "use_prefetcher"),
 )
+
+
+def create_naflex_loader(*_: Any, **__: Any) -> None:
+    """Scripts import this beside `create_loader` and call one of the two."""
+    raise OpsinError(
+        "opsin, which stands in for timm here, has no batches of pictures of their own sizes: use create_loader"
+    )
 
 
 def _refuse(others: dict[str, Any]) -> None:
