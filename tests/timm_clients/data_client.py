@@ -1,6 +1,7 @@
 """A training script's data, as scripts for timm write it: folders to batches, augmented, mixed; and older paths."""
 
 import argparse
+import random
 import sys
 
 import numpy as np
@@ -17,6 +18,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_i
 from timm.data.transforms_factory import transforms_imagenet_eval
 
 torch.set_num_threads(1)
+random.seed(0)
 torch.manual_seed(0)
 np.random.seed(0)
 facts = RESULTS["facts"] = {}
