@@ -18,7 +18,8 @@ CASES = [
     ("JsdCrossEntropy", {"num_splits": 2, "alpha": 3, "smoothing": 0.2}, ["classes"]),
     *[("BinaryCrossEntropy", o, ["classes", "shares", "labels"]) for o in (
         {}, {"smoothing": 0.3}, {"target_threshold": 0.2}, {"sum_classes": True}, {"reduction": "sum"},
-        {"reduction": "none"}, {"smooth_dense": True}, {"weight": WEIGHTS}, {"pos_weight": 2.0}, {"pos_weight": WEIGHTS},
+        {"reduction": "none"}, {"smooth_dense": True}, {"weight": WEIGHTS}, {"pos_weight": 2.0},
+        {"pos_weight": WEIGHTS},
         {"smooth_dense": True, "target_threshold": 0.3, "sum_classes": True, "reduction": "none"},
     )],
     *[("PolyCrossEntropy", o, ["classes", "shares"]) for o in (

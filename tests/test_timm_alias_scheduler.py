@@ -53,7 +53,8 @@ STEPPED = [
     {"decay_rate": 0.5}, {"noise_range_t": (4, 9), "decay_rate": 0.9}, {"noise_range_t": 3, "noise_seed": 1},
 ]  # fmt: skip
 CASES = [
-    *[(name, (10,), options) for name in ("CosineLRScheduler", "PolyLRScheduler", "TanhLRScheduler") for options in CYCLED],
+    *[(name, (10,), options) for options in CYCLED
+      for name in ("CosineLRScheduler", "PolyLRScheduler", "TanhLRScheduler")],
     *[(name, (12,), {"k_decay": k, "cycle_limit": 2, "cycle_mul": 1.3}) for k in (0.5, 2.0)
       for name in ("CosineLRScheduler", "PolyLRScheduler")],
     ("PolyLRScheduler", (10, 2.0, 0.1), {}), ("TanhLRScheduler", (10, -3.0, 2.0), {"warmup_t": 4}),
@@ -121,7 +122,8 @@ def test_states_go_over_in_both_directions(name):
 BASE = {"num_epochs": 20, "warmup_epochs": 3, "warmup_lr": 0.1, "cooldown_epochs": 2, "min_lr": 0.01}
 UPDATES = {"step_on_epochs": False, "updates_per_epoch": 3}
 RECIPES = [
-    {}, {"warmup_prefix": True}, {"noise": 0.3}, {"noise": [0.2, 0.5], "noise_seed": 1}, {"noise": [0.4], "noise_pct": 0.1},
+    {}, {"warmup_prefix": True}, {"noise": 0.3}, {"noise": [0.2, 0.5], "noise_seed": 1},
+    {"noise": [0.4], "noise_pct": 0.1},
     {"decay_epochs": 4, "decay_rate": 0.5}, {"decay_milestones": [4, 9], "patience_epochs": 1, "noise_std": 0.3},
     {"cycle_limit": 2, "cycle_mul": 1.5, "cycle_decay": 0.5, "k_decay": 2.0, "noise": 0.5}, {"plateau_mode": "min"},
     {"decay_fn": "cosine", "stable_timescale": 3.0, "num_epochs": 13},
@@ -210,7 +212,10 @@ def test_plateau_without_warm_up_keeps_its_rate():
         (lambda: create_scheduler_v2(optimizer(), "plateau", **UPDATES), "step_on_epochs=True"),
         (lambda: create_scheduler_v2(optimizer(), step_on_epochs=False), "needs updates_per_epoch"),
         (lambda: ours.CosineLRScheduler(optimizer(), 0), "t_initial=0 must be above 0"),
-        (lambda: ours.CosineLRScheduler(optimizer(), 10, t_mul=1), "takes no argument 't_mul'. It takes: optimizer, t_initial"),
+        (
+            lambda: ours.CosineLRScheduler(optimizer(), 10, t_mul=1),
+            "takes no argument 't_mul'. It takes: optimizer, t_initial",
+        ),
         (lambda: ours.CosineLRScheduler(optimizer()), "CosineLRScheduler: missing a required argument: 't_initial'"),
         (lambda: ours.CosineLRScheduler(optimizer(), 9, initialize=False), "pass initialize=True"),
         (lambda: ours.WSDLRScheduler(optimizer(), 9, 3, decay_fn="cosin"), "Did you mean cosine"),

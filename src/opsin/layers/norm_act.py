@@ -19,6 +19,8 @@ __all__ = [
     "FilterResponseNormTlu2d",
     "GroupNormAct",
     "LayerNormAct2d",
+    "SyncBatchNormAct",
+    "convert_sync_batchnorm",
     "get_norm_act_layer",
 ]
 
@@ -41,6 +43,30 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(super().forward(x))
+
+
+class SyncBatchNormAct(nn.SyncBatchNorm):
+    """Batch norm over the batches of all processes, then an activation."""
+
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
+    """Replace every batch norm inside by one over the batches of all processes; returns the module, or its
+    replacement. Unlike torch's function of that name it keeps the activation of `BatchNormAct2d`."""
+    if isinstance(module, BatchNormAct2d):
+        new = SyncBatchNormAct(module.num_features, module.eps, module.momentum, process_group=process_group)
+        new._parameters, new._buffers, new.act = module._parameters, module._buffers, module.act
+        return new.train(module.training)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
+    for name, child in module.named_children():
+        if (made := convert_sync_batchnorm(child, process_group)) is not child:
+            setattr(module, name, made)
+    return module
 
 
 class GroupNormAct(GroupNorm):

@@ -20,6 +20,7 @@ from opsin.data.samplers import Order, Repeated, Weighted, class_weights
 from opsin.data.transforms import EvalTransform, TrainTransform
 from opsin.errors import OpsinError
 from opsin.factory import create_model
+from opsin.layers.norm_act import convert_sync_batchnorm
 from opsin.optim import create_optimizer, optimizer_info, param_groups
 from opsin.scheduler import create_scheduler
 from opsin.train.checkpoint import RunDirectory
@@ -257,7 +258,7 @@ def wrap(config: TrainConfig, world: World, model: nn.Module) -> nn.Module:
     if config.model.sync_bn and world.size > 1:
         if world.device.type != "cuda":
             raise OpsinError("sync_bn needs GPUs: torch has no synchronised batch norm on the CPU")
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        convert_sync_batchnorm(model)
     forward: Any = torch.compile(model) if config.model.compile else model
     if world.size > 1 and not config.run.fsdp:
         ids = [world.device.index] if world.device.type == "cuda" else None

@@ -13,8 +13,29 @@ from torch import optim
 
 from opsin.errors import OpsinError, check_choice
 from opsin.integrations.timm_alias._signature import REQUIRED, bind, signature
-from opsin.optim import adabelief, adafactor, adafactor_bv, adahessian, adamw, adan, adopt, kron, lamb, laprop, lars
-from opsin.optim import lion, lookahead, madgrad, mars, muon, novograd, projected, rmsprop_tf, sgd, sgdw
+from opsin.optim import (
+    adabelief,
+    adafactor,
+    adafactor_bv,
+    adahessian,
+    adamw,
+    adan,
+    adopt,
+    kron,
+    lamb,
+    laprop,
+    lars,
+    lion,
+    lookahead,
+    madgrad,
+    mars,
+    muon,
+    novograd,
+    projected,
+    rmsprop_tf,
+    sgd,
+    sgdw,
+)
 
 __all__ = ["CLASSES", "Lookahead"]
 
@@ -86,6 +107,14 @@ def _kron(given: Arguments) -> Arguments:
 
 _SAME = {"maximize": False, "capturable": False, "differentiable": False}
 _ADAMW = {"amsgrad": False, "maximize": False, "capturable": False, "clipping_threshold": None}
+_KRON = {
+    "memory_save_mode": None, "mu_dtype": None, "precond_dtype": None, "flatten": False, "flatten_start_dim": 2,
+    "flatten_end_dim": -1, "stochastic_weight_decay": False,
+}  # fmt: skip
+_MUON = {
+    "safety_factor": 1.0, "conv_mode": "flatten", "normalize_spatial": True, "algo": "muon", "scale_eps": False,
+    "capturable": False, "verbose": False,
+}  # fmt: skip
 _CAUTION = "caution corrected_weight_decay maximize foreach capturable clipping_threshold"
 
 CLASSES: dict[str, Any] = {
@@ -110,9 +139,7 @@ CLASSES: dict[str, Any] = {
             other={"eps": None},
             adapt=_big_vision,
         ),
-        _like(
-            adahessian.Adahessian, "lr betas eps weight_decay hessian_power update_each n_samples avg_conv_kernel"
-        ),
+        _like(adahessian.Adahessian, "lr betas eps weight_decay hessian_power update_each n_samples avg_conv_kernel"),
         _like(projected.AdamP, "lr betas eps weight_decay delta wd_ratio nesterov caution"),
         _like(adamw.AdamW, f"lr betas eps weight_decay amsgrad {_CAUTION}", name="AdamWLegacy", only=_ADAMW),
         _like(
@@ -135,22 +162,17 @@ CLASSES: dict[str, Any] = {
             "memory_save_mode momentum_into_precond_update precond_lr precond_init_scale mu_dtype precond_dtype "
             "decoupled_decay corrected_weight_decay flatten flatten_start_dim flatten_end_dim stochastic_weight_decay "
             "deterministic",
-            only={
-                "memory_save_mode": None, "mu_dtype": None, "precond_dtype": None, "flatten": False,
-                "flatten_start_dim": 2, "flatten_end_dim": -1, "stochastic_weight_decay": False,
-            },
+            only=_KRON,
             other={"decoupled_decay": False, "deterministic": False},
             adapt=_kron,
-        ),  # fmt: skip
+        ),
         _like(
             lamb.Lamb,
             "lr bias_correction betas eps weight_decay grad_averaging max_grad_norm trust_clip always_adapt caution "
             "decoupled_decay corrected_weight_decay foreach",
         ),
         _like(laprop.LaProp, "lr betas eps weight_decay caution corrected_weight_decay foreach"),
-        _like(
-            lars.Lars, "lr momentum dampening weight_decay nesterov trust_coeff eps trust_clip always_adapt foreach"
-        ),
+        _like(lars.Lars, "lr momentum dampening weight_decay nesterov trust_coeff eps trust_clip always_adapt foreach"),
         _like(
             lion.Lion,
             "lr betas weight_decay caution corrected_weight_decay maximize foreach",
@@ -165,13 +187,10 @@ CLASSES: dict[str, Any] = {
             muon.Muon,
             "lr weight_decay momentum nesterov ns_steps ns_coefficients eps safety_factor adjust_lr_fn conv_mode "
             "normalize_spatial adamw_lr fallback_lr_scale betas algo scale_eps capturable verbose",
-            only={
-                "safety_factor": 1.0, "conv_mode": "flatten", "normalize_spatial": True, "algo": "muon",
-                "scale_eps": False, "capturable": False, "verbose": False,
-            },
+            only=_MUON,
             other={"ns_coefficients": "quintic", "adamw_lr": None},
             adapt=_muon,
-        ),  # fmt: skip
+        ),
         _like(
             optim.NAdam,
             "lr betas eps weight_decay schedule_decay",

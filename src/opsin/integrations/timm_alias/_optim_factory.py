@@ -52,7 +52,7 @@ def param_groups_weight_decay(
     for name, p in model.named_parameters():
         if p.requires_grad:
             decays, fallback = sort(name, p)
-            group = {"params": [], "weight_decay": weight_decay if decays else 0.0}
+            group: dict[str, Any] = {"params": [], "weight_decay": weight_decay if decays else 0.0}
             key = fallback, group["weight_decay"] != 0
             groups.setdefault(key, group | ({"use_fallback": True} if fallback else {}))["params"].append(p)
     return [groups[key] for key in sorted(groups)]
@@ -221,14 +221,14 @@ def create_optimizer_v2(
     """
     params: Any = model_or_params
     if isinstance(model_or_params, nn.Module):
-        how = {"fallback_list": fallback_list, "fallback_no_weight_decay": fallback_no_weight_decay}
+        how: dict[str, Any] = {"fallback_list": fallback_list, "fallback_no_weight_decay": fallback_no_weight_decay}
         how |= {"weight_decay_exclude_1d": filter_bias_and_bn, "weight_decay": weight_decay}
         own: Any = getattr(model_or_params, "no_weight_decay", tuple)
         how["no_weight_decay_list"] = own()
         if param_group_fn is not None:
             params = param_group_fn(model_or_params)
         elif layer_decay is not None:
-            scales = {"min_scale": layer_decay_min_scale, "no_opt_scale": layer_decay_no_opt_scale}
+            scales: dict[str, Any] = {"min_scale": layer_decay_min_scale, "no_opt_scale": layer_decay_no_opt_scale}
             params = param_groups_layer_decay(model_or_params, layer_decay=layer_decay, **scales, **how)
             weight_decay = 0.0
         elif weight_decay or fallback_list or fallback_no_weight_decay:

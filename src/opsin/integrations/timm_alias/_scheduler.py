@@ -202,7 +202,8 @@ class _Cycles(_Curve):
         raise NotImplementedError
 
     def value(self, t: int, full: float) -> float:
-        i, begin, length = t // self.t_initial, t - t % self.t_initial, float(self.t_initial)
+        i, length = t // self.t_initial, float(self.t_initial)
+        begin = i * length
         if (mul := self.cycle_mul) != 1:  # lengths are a geometric series, which ends some time where they shrink
             i = math.floor(math.log(max(1 - t / self.t_initial * (1 - mul), 1e-300), mul))
             begin, length = (1 - mul**i) / (1 - mul) * self.t_initial, mul**i * self.t_initial
@@ -326,7 +327,7 @@ class PlateauLRScheduler(Scheduler):
         warmup_t: int = 0,
         warmup_lr_init: float = 0.0,
         lr_min: float = 0.0,
-        mode: str = "max",
+        mode: Any = "max",
         noise_range_t: Any = None,
         noise_type: str = "normal",
         noise_pct: float = 0.67,

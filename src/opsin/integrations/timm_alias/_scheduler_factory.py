@@ -1,6 +1,7 @@
 """`timm.scheduler.create_scheduler`: a scheduler from a training script's options."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -74,48 +75,56 @@ def create_scheduler_v2(
     """A scheduler by name (None for "none"), and how many epochs it runs: cycles, cool-down and, with
     `warmup_prefix`, warm-up included. With `step_on_epochs=False` it counts updates; epochs are as many times
     `updates_per_epoch`."""
+    given = SimpleNamespace(**locals())
     check_choice(sched, NAMES, what="scheduler")
     if sched == "plateau" and not step_on_epochs:
         raise OpsinError("the scheduler plateau waits for the score of an epoch: step_on_epochs=True")
     if not step_on_epochs and updates_per_epoch <= 0:
         raise OpsinError("step_on_epochs=False needs updates_per_epoch, the number of updates of an epoch")
     unit = 1 if step_on_epochs else updates_per_epoch
-    length, warmup = num_epochs * unit, warmup_epochs * unit
-    decay = 90 * unit if decay_epochs is None else decay_epochs * unit
-    span = [n * length for n in noise] if isinstance(noise, list | tuple) else None if noise is None else noise * length
-    noises = {
-        "noise_range_t": span[0] if isinstance(span, list) and len(span) == 1 else span,
-        "noise_pct": noise_pct, "noise_std": noise_std, "noise_seed": noise_seed,
-    }  # fmt: skip
-    warm = {"warmup_t": warmup, "warmup_lr_init": warmup_lr, "t_in_epochs": step_on_epochs}
-    early = warm | {"warmup_prefix": warmup_prefix}
-    cycles = {"lr_min": min_lr, "cycle_mul": cycle_mul, "cycle_decay": cycle_decay, "cycle_limit": cycle_limit}
-    made: Any = None
-    match sched:
-        case "cosine":
-            made = schedulers.CosineLRScheduler(optimizer, length, **cycles, **early, **noises, k_decay=k_decay)
-        case "tanh":
-            made = schedulers.TanhLRScheduler(optimizer, length, **cycles, **early, **noises)
-        case "poly":
-            made = schedulers.PolyLRScheduler(
-                optimizer, length, decay_rate, **cycles, **early, **noises, k_decay=k_decay
-            )
-        case "step":
-            made = schedulers.StepLRScheduler(optimizer, decay, decay_rate, **early, **noises)
-        case "multistep":
-            milestones = [m * unit for m in decay_milestones]
-            made = schedulers.MultiStepLRScheduler(optimizer, milestones, decay_rate, **early, **noises)
-        case "plateau":
-            warm.pop("t_in_epochs")
-            made = schedulers.PlateauLRScheduler(
-                optimizer, decay_rate, patience_epochs, lr_min=min_lr, mode=plateau_mode, **warm, **noises
-            )
-        case "wsd":
-            left = length if warmup_prefix else length - warmup
-            falls = round(0.2 * left) if decay_epochs is None else decay
-            scale = None if stable_timescale is None else stable_timescale * unit
-            shape = {"lr_min": min_lr, "stable_timescale": scale, "decay_fn": decay_fn or "1-sqrt"}
-            made = schedulers.WSDLRScheduler(optimizer, left, falls, **shape, **warm, **noises)
+    made: Any = None if sched == "none" else _make(given, unit)
     if hasattr(made, "get_cycle_length"):
         return made, (made.get_cycle_length() + cooldown_epochs * unit) // unit
     return made, num_epochs + (warmup_epochs if warmup_prefix else 0)
+
+
+def _make(o: Any, unit: int) -> Any:
+    """The scheduler that the options stand for; an epoch is `unit` long."""
+    length, warmup = o.num_epochs * unit, o.warmup_epochs * unit
+    decay = 90 * unit if o.decay_epochs is None else o.decay_epochs * unit
+    noises: dict[str, Any] = {
+        "noise_range_t": _noisy(o.noise, length), "noise_pct": o.noise_pct, "noise_std": o.noise_std,
+        "noise_seed": o.noise_seed, "warmup_t": warmup, "warmup_lr_init": o.warmup_lr,
+    }  # fmt: skip
+    timed = noises | {"t_in_epochs": o.step_on_epochs}
+    early = timed | {"warmup_prefix": o.warmup_prefix}
+    cycles = {key: getattr(o, key) for key in ("cycle_mul", "cycle_decay", "cycle_limit")} | {"lr_min": o.min_lr}
+    match o.sched:
+        case "cosine":
+            return schedulers.CosineLRScheduler(o.optimizer, length, k_decay=o.k_decay, **cycles, **early)
+        case "tanh":
+            return schedulers.TanhLRScheduler(o.optimizer, length, **cycles, **early)
+        case "poly":
+            return schedulers.PolyLRScheduler(o.optimizer, length, o.decay_rate, k_decay=o.k_decay, **cycles, **early)
+        case "step":
+            return schedulers.StepLRScheduler(o.optimizer, decay, o.decay_rate, **early)
+        case "multistep":
+            milestones = [milestone * unit for milestone in o.decay_milestones]
+            return schedulers.MultiStepLRScheduler(o.optimizer, milestones, o.decay_rate, **early)
+        case "plateau":
+            return schedulers.PlateauLRScheduler(
+                o.optimizer, o.decay_rate, o.patience_epochs, lr_min=o.min_lr, mode=o.plateau_mode, **noises
+            )
+    left = length if o.warmup_prefix else length - warmup
+    falls = round(0.2 * left) if o.decay_epochs is None else decay
+    scale = None if o.stable_timescale is None else o.stable_timescale * unit
+    shape = {"lr_min": o.min_lr, "stable_timescale": scale, "decay_fn": o.decay_fn or "1-sqrt"}
+    return schedulers.WSDLRScheduler(o.optimizer, left, falls, **shape, **timed)
+
+
+def _noisy(noise: Any, length: int) -> Any:
+    """Fractions of the run as times: where noise begins, or begins and ends."""
+    if isinstance(noise, list | tuple):
+        times = [part * length for part in noise]
+        return times[0] if len(times) == 1 else times
+    return None if noise is None else noise * length

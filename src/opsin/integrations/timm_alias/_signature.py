@@ -19,7 +19,7 @@ def signature(first: str, table: Mapping[str, Any]) -> Signature:
 
 
 def bind(owner: str, made: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Each argument's value by name, given or by default. Raises TypeError, with the nearest name where it knows one."""
+    """Each argument's value by name, given or by default. Raises TypeError, with the nearest name if there is one."""
     check_known(kwargs, made.parameters, owner=owner)
     try:
         bound = made.bind(*args, **kwargs)
