@@ -1,5 +1,6 @@
 """`timm.optim` under the alias: every optimizer, group and option beside timm's own."""
 
+import copy
 import inspect
 from types import SimpleNamespace
 
@@ -182,6 +183,28 @@ def test_lookahead():
         optimizer.sync_lookahead()
         pair.append([p.detach() for p in net.parameters()])
     close(pair, 5e-6)
+
+
+GOES_ON = {"adabelief", "radabelief", "adopt", "adoptw", "cadopt", "cadoptw", "rmsproptf", "rmsproptfw", "crmsproptf"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RANDOM])
+def test_states_that_timm_saved(name):
+    """They are gone on from, or it is said that they are not."""
+    old, new = Net(), Net()
+    optimizer = theirs.create_optimizer_v2(old, name, lr=0.01, weight_decay=0.05)
+    train(old, optimizer, 3)
+    new.load_state_dict(old.state_dict())
+    mine = ours.create_optimizer_v2(new, name, lr=0.01, weight_decay=0.05)
+    state = copy.deepcopy(optimizer.state_dict())
+    if type(mine).__module__.startswith("torch") or isinstance(mine, torch.optim.SGD) or name in GOES_ON:
+        mine.load_state_dict(state)
+        close([train(old, optimizer, 3), train(new, mine, 3)], 1e-5)
+    else:
+        with pytest.raises(OpsinError, match="no state of opsin's"):
+            mine.load_state_dict(state)
+    twin = ours.create_optimizer_v2(Net(), name, lr=0.01, weight_decay=0.05)
+    twin.load_state_dict(mine.state_dict())  # of its own it takes all
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from opsin.optim import (
     sgd,
     sgdw,
 )
+from opsin.optim._common import check_saved
 
 __all__ = ["CLASSES", "Lookahead"]
 
@@ -56,6 +57,10 @@ class _InOrder(optim.Optimizer):
             if (got := given.pop(key)) != value:
                 raise OpsinError(f"opsin's {name} has no {key}={got!r}: leave it at {value!r}")
         super().__init__(**type(self).adapt(given))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_saved(self, state_dict)  # torch's own would fill in what is missing
+        super().load_state_dict(state_dict)
 
 
 def _like(
