@@ -97,7 +97,7 @@ def test_averages_with_a_warm_up(options):
 def test_averages_of_wrapped_models_and_from_files(tmp_path):
     model = filled(net(), 1)
     ema = _ema.ModelEmaV3(nn.DataParallel(model), decay=0.5)
-    ema.update(torch.compile(filled(model, 3)))
+    ema.update(filled(model, 3))
     assert values(ema.module)["0.weight"] == 2
     torch.save({"state_dict": model.state_dict(), "state_dict_ema": ema.module.state_dict()}, tmp_path / "both.pth")
     old = _ema.ModelEma(model, resume=str(tmp_path / "both.pth"), device="cpu")
@@ -105,7 +105,6 @@ def test_averages_of_wrapped_models_and_from_files(tmp_path):
     assert _utils.unwrap_model(old) is old.ema
     assert _utils.unwrap_model(ema) is ema.module
     assert _utils.unwrap_model(nn.DataParallel(model)) is model
-    assert _utils.unwrap_model(torch.compile(model)) is model
     assert list(_utils.get_state_dict(nn.DataParallel(model))) == list(model.state_dict())
     with pytest.raises(OpsinError, match="stochastic_rounding=False"):
         _ema.ModelEmaV3(model, dtype=torch.bfloat16)
