@@ -28,7 +28,7 @@ from opsin.train.config import TrainConfig, load_config, save_config, to_dict
 from opsin.train.distill import build_distillation
 from opsin.train.distributed import World, seed_everything
 from opsin.train.ema import Ema
-from opsin.train.freeze import freeze
+from opsin.train.freeze import average_gradients, freeze
 from opsin.train.heads import HeadsTask
 from opsin.train.loop import Callback, Run
 from opsin.train.second_order import check_second_order
@@ -260,9 +260,7 @@ def wrap(config: TrainConfig, world: World, model: nn.Module) -> nn.Module:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     forward: Any = torch.compile(model) if config.model.compile else model
     if world.size > 1 and not config.run.fsdp:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        frozen = config.model.unfreeze_epochs > 0
-        forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, find_unused_parameters=frozen)
+        forward = average_gradients(forward, world)
     return forward
 
 

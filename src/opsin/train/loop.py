@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from opsin.data.loader import Batch, Loader
 from opsin.errors import OpsinError
@@ -21,7 +22,7 @@ from opsin.train.config import TrainConfig
 from opsin.train.distill import Distillation
 from opsin.train.distributed import World, local
 from opsin.train.ema import Ema
-from opsin.train.freeze import freeze, frozen_stages
+from opsin.train.freeze import average_gradients, freeze, frozen_stages
 from opsin.train.second_order import curvature
 from opsin.train.signals import Stop
 from opsin.train.state import resume, save
@@ -155,8 +156,13 @@ class Run:
     def thaw(self) -> None:
         """Set one more stage free when its time has come."""
         m = self.config.model
-        if m.freeze and m.unfreeze_epochs:
-            freeze(self.model, frozen_stages(len(self.model.feature_levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
+        if not (m.freeze and m.unfreeze_epochs):
+            return
+        before = sum(p.requires_grad for p in self.model.parameters())
+        freeze(self.model, frozen_stages(len(self.model.feature_levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
+        more = sum(p.requires_grad for p in self.model.parameters()) > before
+        if more and isinstance(self.forward, DistributedDataParallel):
+            self.forward = average_gradients(self.forward.module, self.world)
 
     def updates(self) -> Iterator[list[Batch]]:
         """The batches of one update after the other, as many on each rank, until one of them has no more.
