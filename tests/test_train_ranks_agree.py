@@ -95,3 +95,32 @@ def test_stages_that_are_set_free_learn_the_same_on_all_ranks(both, photos, tmp_
         moved = {name.partition(".")[0] for name, p in after.items() if not torch.equal(p, before[name])}
         assert moved == wanted
         assert fsdp or all(torch.equal(p, there[name]) for name, p in after.items())
+
+
+# --- rates ----------------------------------------------------------------------------------------------------------
+
+
+class Rates(Callback):
+    every_rank = True
+
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch(self, run, row):
+        self.seen.append(run.scheduler.lr_at(run.update))
+
+
+def lowered(world, config, output):
+    rates = Rates()
+    return rates.seen, train(config, world, output, [rates]).history
+
+
+def test_a_plateau_is_seen_by_all_ranks(both, photos, tmp_path):
+    """Without a head that learns the score stays as it is."""
+    config = settings(
+        photos, model={"model": "test_vit"}, optim={"lr": 1e-12},
+        schedule={"sched": "plateau", "min_lr": 1e-13, "sched_args": {"patience": 0}},
+    )  # fmt: skip
+    (first, history), (second, there) = both(lowered, config, tmp_path / "run")
+    assert first == second == pytest.approx([1e-12, 1e-13, 1e-13])
+    assert [row["top1"] for row in history] == [row["top1"] for row in there]

@@ -74,7 +74,8 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     s = config.schedule
     scheduler = create_scheduler(
         optimizer, s.sched, total_steps=s.epochs * updates, warmup_steps=round(s.warmup_epochs * updates),
-        warmup_lr=s.warmup_lr, min_lr=s.min_lr, steps_per_epoch=updates, **s.sched_args,
+        warmup_lr=s.warmup_lr, min_lr=s.min_lr, steps_per_epoch=updates,
+        **{"lower_is_better": task.lower_is_better, **s.sched_args},
     )  # fmt: skip
     forward = wrap(config, world, learner)
     return Run(

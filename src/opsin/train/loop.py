@@ -317,6 +317,7 @@ class Run:
         better = self.task.better(score, self.best[1] if self.best else None)
         if better:
             self.best = (self.epoch, score)
+        self.scheduler.judge(score, self.update)
         self.history.append(row)
         self.epoch += 1
         self.loss_sum = self.loss_count = 0.0

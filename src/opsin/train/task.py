@@ -128,11 +128,16 @@ class Task:
         """What outputs (B, `outputs`) and prepared targets hold for each of these."""
         yield Part("", self, torch.arange(len(outputs)), outputs, targets)
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Of the score that decides."""
+        return self.metric.removeprefix("ema_").rpartition("/")[2] in LOWER
+
     def better(self, new: float, old: float | None) -> bool:
         """Whether a score beats the best so far. One that is not a number never does."""
         if old is None:
             return new == new
-        return new < old if self.metric.removeprefix("ema_").rpartition("/")[2] in LOWER else new > old
+        return new < old if self.lower_is_better else new > old
 
     def in_units(self, values: Tensor) -> Tensor:
         """Outputs or prepared targets as metrics count them: numbers in the units of the data."""

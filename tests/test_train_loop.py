@@ -1,0 +1,85 @@
+"""What the loop does between the epochs: which is the best, when rates fall, what stops a run."""
+
+import pytest
+import torch
+from runs import dark_and_light
+
+from opsin.train.build import build_run
+from opsin.train.config import from_dict
+from opsin.train.distributed import World
+from opsin.train.loop import Callback, fit
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """4 updates an epoch."""
+    return dark_and_light(tmp_path_factory.mktemp("photos"), 36)
+
+
+def settings(where, output, **groups):
+    values = {
+        "data": {"data": str(where), "batch_size": 16, "workers": 0},
+        "model": {"model": "test_resnet", "img_size": 32},
+        "schedule": {"epochs": 2, "warmup_epochs": 0},
+        "run": {"output": str(output), "device": "cpu", "log_every": 1},
+    }
+    return from_dict({k: values.get(k, {}) | groups.get(k, {}) for k in {**values, **groups}})
+
+
+def made(config, **how):
+    return build_run(config, World(torch.device("cpu")), **how)
+
+
+def trained(run):
+    try:
+        fit(run)
+    finally:
+        run.stop.release()
+        run.directory.close()
+    return run
+
+
+class Scores(Callback):
+    """Lets a run find the scores of a list, whatever it learns."""
+
+    def __init__(self, rows):
+        self.rows, self.rates = rows, []
+
+    def on_start(self, run):
+        run.score = lambda model, prefix="": {prefix + name: value for name, value in self.rows[run.epoch].items()}
+
+    def on_epoch(self, run, row):
+        self.rates.append(round(run.scheduler.lr_at(run.update), 6))
+
+
+# --- rates ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "wanted"),
+    [("top1", [1e-3, 1e-3, 5e-4, 5e-4, 3e-4]), ("loss", [1e-3] * 5), ("ema_top1", [1e-3, 1e-3, 5e-4, 5e-4, 3e-4])],
+)
+def test_the_rate_falls_where_the_score_stays(photos, tmp_path, metric, wanted):
+    """From the second bad epoch on, whether or not the run is interrupted; a loss that sinks gets better."""
+    rows = [{"top1": 0.5, "loss": 1 - epoch / 10} for epoch in range(5)]
+
+    class Halt(Scores):
+        def on_epoch(self, run, row):
+            super().on_epoch(run, row)
+            raise KeyboardInterrupt
+
+    config = settings(
+        photos, tmp_path, run={"metric": metric, "ema": True}, optim={"lr": 1e-3},
+        schedule={
+            "epochs": 5, "sched": "plateau", "min_lr": 3e-4, "sched_args": {"patience": 1, "decay_rate": 0.5},
+        },
+    )  # fmt: skip
+    whole = Scores(rows)
+    trained(made(config, callbacks=[whole]))
+    assert whole.rates == wanted
+    config.run.overwrite, halted = True, Halt(rows)
+    for _ in rows:
+        with pytest.raises(KeyboardInterrupt):
+            trained(made(config, callbacks=[halted]))
+        config.run.overwrite = False
+    assert halted.rates == wanted
