@@ -1,9 +1,13 @@
 """What the loop does between the epochs: which is the best, when rates fall, what stops a run."""
 
+import math
+
 import pytest
 import torch
 from runs import dark_and_light
+from torch import nn
 
+from opsin.errors import OpsinError
 from opsin.train.build import build_run
 from opsin.train.config import from_dict
 from opsin.train.distributed import World
@@ -57,7 +61,7 @@ class Scores(Callback):
 
 @pytest.mark.parametrize(
     ("metric", "wanted"),
-    [("top1", [1e-3, 1e-3, 5e-4, 5e-4, 3e-4]), ("loss", [1e-3] * 5), ("ema_top1", [1e-3, 1e-3, 5e-4, 5e-4, 3e-4])],
+    [("loss", [1e-3] * 5), ("ema_top1", [1e-3, 1e-3, 5e-4, 5e-4, 3e-4])],
 )
 def test_the_rate_falls_where_the_score_stays(photos, tmp_path, metric, wanted):
     """From the second bad epoch on, whether or not the run is interrupted; a loss that sinks gets better."""
@@ -83,3 +87,49 @@ def test_the_rate_falls_where_the_score_stays(photos, tmp_path, metric, wanted):
             trained(made(config, callbacks=[halted]))
         config.run.overwrite = False
     assert halted.rates == wanted
+
+
+# --- numbers that are none ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("metric", "lr"), [("top1", 1e20), ("loss", 1e30)])
+def test_weights_that_the_last_update_spoiled_are_not_the_best(photos, tmp_path, metric, lr):
+    """The loss of the only update is fine."""
+    config = settings(
+        photos, tmp_path, data={"batch_size": 64}, optim={"lr": lr}, run={"metric": metric},
+        schedule={"epochs": 1, "sched": "constant"},
+    )  # fmt: skip
+    with pytest.raises(
+        OpsinError, match=r"of the model on the validation set became (nan|inf) in epoch 0 \(lr 1.00e\+"
+    ):
+        trained(made(config))
+    assert not (tmp_path / "best").exists()
+    assert not (tmp_path / "history.csv").exists()
+
+
+def test_a_score_that_is_never_a_number(photos, tmp_path):
+    rows = [{"top1": math.nan, "loss": 1.0}] * 2
+    with pytest.raises(OpsinError, match="no epoch had a top1 that is a number"):
+        trained(made(settings(photos, tmp_path), callbacks=[Scores(rows)]))
+
+
+class Odd(nn.Module):
+    """A finite loss whose gradient is no number."""
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) + (outputs[0, 0] * 0).abs().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "said"),
+    [
+        (16, "nothing was learnt: .* in each of 4 updates"),
+        (2, r"however .* scaled, in update 30 .*rank-0\.pt"),
+    ],
+)
+def test_gradients_that_are_no_numbers_in_float16(photos, tmp_path, batch_size, said):
+    parts = {"data": {"batch_size": batch_size}, "run": {"amp": "float16"}, "schedule": {"epochs": 1}}
+    run = made(settings(photos, tmp_path, **parts))
+    run.task.train_loss = Odd()
+    with pytest.raises(OpsinError, match=said):
+        trained(run)

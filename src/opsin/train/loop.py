@@ -30,6 +30,10 @@ from opsin.train.task import Task
 
 __all__ = ["Callback", "Run", "fit"]
 
+# Of the loss in float16: halved by each gradient that is infinite or no number, whose update is left out. What fits in
+# float16 at the least of them, 30 halvings on, is up to 1e9: a gradient that does not is not one that scaling can mend.
+FIRST_SCALE, LEAST_SCALE = 2.0**16, 2.0**-14
+
 
 class Callback:
     """Something that is told how a run goes. Override what you need; `run` may be read and changed.
@@ -66,6 +70,7 @@ def fit(run: "Run") -> dict[str, Any]:
             loss = run.learn(batches)
             run.after_update(loss)
         run.after_epoch(run.judge())
+    run.check_end()
     run.tell("on_end")
     return run.best_row()
 
@@ -116,7 +121,7 @@ class Run:
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.amp_dtype, self.callbacks = amp_dtype, list(callbacks)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp_dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(world.device.type, FIRST_SCALE, enabled=amp_dtype == torch.float16)
         self.second_order = getattr(optimizer, "is_second_order", False)
         self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
         self.epoch = self.update = 0  # what comes next
@@ -208,6 +213,8 @@ class Run:
             self.fail("the gradient became infinite or no number", batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            self.fail("the gradient is infinite or no number in float16, however the loss is scaled,", batches)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model)
@@ -303,7 +310,13 @@ class Run:
         totals = self.world.sum(torch.tensor([loss, count], dtype=torch.float64)).tolist()
         if not totals[1]:
             raise OpsinError(f"{self.eval_loader.dataset.reader}: not one picture of the validation set could be read")
-        return {"loss": totals[0] / totals[1], **metrics.compute(self.world)}
+        if not math.isfinite(loss := totals[0] / totals[1]):
+            raise OpsinError(
+                f"the loss of {'the average' if self.judging else 'the model'} on the validation set became {loss} in "
+                f"epoch {self.epoch} (lr {self.lr:.2e}); {self.directory.path} keeps what it had before. A lower lr, a "
+                "longer warm-up or --clip-grad usually helps; in place of float16, --amp bfloat16"
+            )
+        return {"loss": loss, **metrics.compute(self.world)}
 
     def average_batch_norm(self, model: nn.Module) -> None:
         """Let all ranks judge with the same running statistics: their mean."""
@@ -327,6 +340,19 @@ class Run:
             self.directory.write_history(self.history)
         save(self)
         self.tell("on_epoch", row)
+
+    def check_end(self) -> None:
+        """Raise `OpsinError` for a run that has come to its end for nothing."""
+        if self.best is None:
+            raise OpsinError(
+                f"no epoch had a {self.task.metric} that is a number, so none is the best: take another --metric. The "
+                f"weights of the last epoch are in {self.directory.path}"
+            )
+        if self.update and self.scaler.is_enabled() and self.scaler.get_scale() <= FIRST_SCALE * 0.5**self.update:
+            raise OpsinError(
+                f"nothing was learnt: the gradient was infinite or no number in float16 in each of {self.update} "
+                "updates, which were left out. --amp bfloat16 or none tells whether it is the format"
+            )
 
     def out_of_patience(self) -> bool:
         patience = self.config.run.patience
