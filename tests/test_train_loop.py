@@ -8,6 +8,7 @@ from runs import dark_and_light
 from torch import nn
 
 from opsin.errors import OpsinError
+from opsin.loss import create_loss
 from opsin.train.build import build_run
 from opsin.train.config import from_dict
 from opsin.train.distributed import World
@@ -133,3 +134,44 @@ def test_gradients_that_are_no_numbers_in_float16(photos, tmp_path, batch_size, 
     run.task.train_loss = Odd()
     with pytest.raises(OpsinError, match=said):
         trained(run)
+
+
+# --- smoothing ------------------------------------------------------------------------------------------------------
+
+
+class Seen(nn.Module):
+    """What a loss is given, and what it says of it."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss, self.calls = loss, []
+
+    def forward(self, outputs, targets):
+        self.calls.append((outputs.detach(), targets, self.loss(outputs, targets)))
+        return self.calls[-1][-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("single", "auto"), ("single", "bce"), ("multi", "auto"), ("single", "focal")]
+)
+def test_the_loss_smooths_mixed_targets_and_those_that_come_after(photos, tmp_path, kind, loss):
+    where = photos
+    if kind == "multi":
+        where = tmp_path / "list.csv"
+        rows = [f"{path},{path.parent.name};small\n" for path in sorted(photos.glob("*/*.png"))]
+        where.write_text("path,label\n" + "".join(rows))
+    run = made(
+        settings(
+            where, tmp_path / "run", augment={"mixup": 1.0, "mixup_off_epoch": 1},
+            loss={"loss": loss, "smoothing": 0.3},
+        )
+    )  # fmt: skip
+    seen = run.task.train_loss = Seen(run.task.train_loss)
+    trained(run)
+    plain = create_loss(loss, task=kind)
+    assert not (seen.calls[0][1] == seen.calls[0][1].round()).all()  # mixed
+    assert (seen.calls[-1][1] == seen.calls[-1][1].round()).all()
+    for outputs, targets, said in (seen.calls[0], seen.calls[-1]):
+        shares = targets.float() if targets.ndim == 2 else nn.functional.one_hot(targets, run.task.outputs).float()
+        towards = 0.5 if kind == "multi" or loss == "focal" else 1 / run.task.outputs
+        assert said.item() == pytest.approx(plain(outputs, shares * 0.7 + 0.3 * towards).item(), rel=1e-5)

@@ -192,17 +192,17 @@ def _erasing(config: TrainConfig) -> RandomErasing | None:
 
 
 def _mixing(config: TrainConfig, task: Task) -> Callable[..., Any] | None:
-    a, smoothing = config.augment, config.loss.smoothing
+    a = config.augment
     if not (a.mixup or a.cutmix):
         return None
     mix = Mix(
         mixup_alpha=a.mixup, cutmix_alpha=a.cutmix, prob=a.mixup_prob, switch_prob=a.mixup_switch_prob,
-        mode=a.mixup_mode, label_smoothing=0.0 if task.kind == "heads" else smoothing, num_classes=task.outputs,
-        multi_label=task.kind == "multi",
+        mode=a.mixup_mode, num_classes=task.outputs, multi_label=task.kind == "multi",
+        label_smoothing=0.0,  # the loss smooths: it does so as well once nothing is mixed any more
     )  # fmt: skip
     if not isinstance(task, HeadsTask):
         return mix
-    return lambda images, targets, generator: mix(images, task.shares(targets, smoothing), generator)
+    return lambda images, targets, generator: mix(images, task.shares(targets), generator)
 
 
 # --- model ----------------------------------------------------------------------------------------------------------

@@ -82,18 +82,16 @@ class HeadsTask(Task):
                 own = own[:, 0].long()
             yield Part(head.name, task, rows, outputs[rows, place], task.prepare(own))
 
-    def shares(self, targets: Tensor, smoothing: float) -> Tensor:
-        """Rows of shares of all outputs (B, `outputs`), smoothed, ready to be mixed."""
+    def shares(self, targets: Tensor) -> Tensor:
+        """Rows of shares of all outputs (B, `outputs`), ready to be mixed."""
         parts = []
         for head, place in zip(self.heads, spans(head.columns for head in self.heads), strict=True):
             rows = targets[:, place]
             if head.task == "single":
                 known = ~rows[:, 0].isnan()
                 wide = rows.new_full((len(rows), head.outputs), float("nan"))
-                wide[known] = soft_targets(rows[known, 0].long(), head.outputs, smoothing=smoothing)
+                wide[known] = soft_targets(rows[known, 0].long(), head.outputs)
                 rows = wide
-            elif head.task == "multi":
-                rows = soft_targets(rows, head.outputs, smoothing=smoothing, multi_label=True)
             parts.append(rows)
         return torch.cat(parts, 1)
 

@@ -87,18 +87,17 @@ class Task:
     ) -> "Task":
         """A task of one kind; `targets` are those of all samples, as `Reader.targets`, or None of a stream."""
         settings, scale, outputs = config.loss, None, len(classes or ())
-        mixed = bool(config.augment.mixup or config.augment.cutmix)
         if kind == "regression":
             if targets is None:
                 raise OpsinError(f"{owner}: a stream of numbers gives no scale to learn them by")
             scale, outputs = TargetScale.fit(targets), 1 if targets.ndim == 1 else targets.shape[1]
         elif classes is None:
             raise OpsinError(f"{owner}: the classes have no names; give a class_map")
-        options: dict[str, Any] = {"task": kind, **settings.loss_args}
+        splits = config.augment.aug_splits
+        options: dict[str, Any] = {"smoothing": settings.smoothing, "num_splits": splits, **settings.loss_args}
         if settings.class_weights:
             options["weight"] = _class_weights(settings, kind, targets, outputs)
-        smoothing = 0.0 if mixed else settings.smoothing  # mixing smooths the targets itself
-        train_loss = create_loss(settings.loss, smoothing=smoothing, num_splits=config.augment.aug_splits, **options)
+        train_loss = create_loss(settings.loss, task=kind, **options)
         return cls(kind, classes, outputs, train_loss, create_loss("auto", task=kind), BEST[kind], scale)
 
     @classmethod
