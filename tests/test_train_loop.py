@@ -175,3 +175,25 @@ def test_the_loss_smooths_mixed_targets_and_those_that_come_after(photos, tmp_pa
         shares = targets.float() if targets.ndim == 2 else nn.functional.one_hot(targets, run.task.outputs).float()
         towards = 0.5 if kind == "multi" or loss == "focal" else 1 / run.task.outputs
         assert said.item() == pytest.approx(plain(outputs, shares * 0.7 + 0.3 * towards).item(), rel=1e-5)
+
+
+# --- what decides ---------------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_decides_needs_labels_to_judge_by(photos, tmp_path):
+    lines = ["path,colour,size,split"]
+    for i, path in enumerate(sorted(photos.glob("*/*.png"))):
+        lines.append(f"{path},{path.parent.name},{i},train" if i % 4 else f"{path},,{i},validation")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    parts = {"data": {"target": ["colour", "size"]}, "schedule": {"epochs": 1}}
+    config = settings(tmp_path / "list.csv", tmp_path / "run", **parts, run={"metric": "colour/top1"})
+    with pytest.raises(
+        OpsinError, match="has a label for colour, so colour/top1 cannot decide. Heads that have: size."
+    ):
+        made(config)
+    assert not (tmp_path / "run").exists()
+    config.run.metric = None
+    run = made(config)
+    run.task.metric = "colour/top1"  # as if none of the labelled pictures could be read
+    with pytest.raises(OpsinError, match="nothing that could be read for validation has a label for colour/top1"):
+        trained(run)

@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run, one function a part."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -53,6 +54,8 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
     task = Task.of(train_reader, config).to(world.device)
+    if isinstance(task, HeadsTask):
+        task.check_judge(eval_reader)
     model = build_model(config, train_reader, task)
     preprocess = preprocess_of(config, model, train_reader)
     train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
@@ -255,7 +258,11 @@ def build_optimizer(
 
 def wrap(config: TrainConfig, world: World, model: nn.Module) -> nn.Module:
     """What is called in training: compiled first, then wrapped for the other ranks."""
-    if config.model.sync_bn and world.size > 1:
+    if config.model.sync_bn and world.size == 1:
+        print(
+            "opsin: sync_bn has no other rank to share batch statistics with: one process trains alone", file=sys.stderr
+        )
+    elif config.model.sync_bn:
         if world.device.type != "cuda":
             raise OpsinError("sync_bn needs GPUs: torch has no synchronised batch norm on the CPU")
         nn.SyncBatchNorm.convert_sync_batchnorm(model)

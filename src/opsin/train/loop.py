@@ -326,7 +326,8 @@ class Run:
                     self.world.sum(buffer).div_(self.world.size)
 
     def after_epoch(self, row: dict[str, Any]) -> None:
-        score = row[self.task.metric]
+        if (score := row.get(self.task.metric)) is None:
+            raise OpsinError(f"nothing that could be read for validation has a label for {self.task.metric}")
         better = self.task.better(score, self.best[1] if self.best else None)
         if better:
             self.best = (self.epoch, score)
