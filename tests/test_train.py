@@ -230,7 +230,10 @@ def test_two_processes_learn_what_one_does(photos, tmp_path):
             [sys.executable, *line], env=ENV, capture_output=True, text=True, check=False, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        losses.append([row["train_loss"] for row in torch.load(out / "last.pt", weights_only=True)["history"]])
+        history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        logged = [json.loads(line)["loss"] for line in lines(out)]
+        losses.append([*(row["train_loss"] for row in history), *logged])
+    assert len(losses[0]) == 3 + 3 * 8
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -1,5 +1,7 @@
 """What the loop does between the epochs: which is the best, when rates fall, what stops a run."""
 
+import csv
+import json
 import math
 
 import pytest
@@ -13,6 +15,7 @@ from opsin.train.build import build_run
 from opsin.train.config import from_dict
 from opsin.train.distributed import World
 from opsin.train.loop import Callback, fit
+from opsin.train.state import save
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,50 @@ def test_the_rate_falls_where_the_score_stays(photos, tmp_path, metric, wanted):
             trained(made(config, callbacks=[halted]))
         config.run.overwrite = False
     assert halted.rates == wanted
+
+
+# --- logs -----------------------------------------------------------------------------------------------------------
+
+
+class Broken(Callback):
+    """Ends a run after its checkpoint of update 4, the last of the first epoch, or after the log's line about it."""
+
+    def __init__(self, event):
+        self.event = event
+
+    def on_update(self, run, loss):
+        if self.event == "update" and run.update == 4:
+            save(run)
+            raise KeyboardInterrupt
+
+    def on_log(self, run, row):
+        if self.event == "log":
+            raise KeyboardInterrupt
+
+
+def test_the_last_update_of_an_epoch_is_logged_once(photos, tmp_path):
+    told = []
+
+    class Told(Callback):
+        def on_log(self, run, row):
+            told.append(row)
+
+    config = settings(photos, tmp_path / "whole", run={"log_every": 3}, schedule={"epochs": 2})
+    trained(made(config, callbacks=[Told()]))
+    config.run.output = tmp_path / "broken"
+    for event in ("update", "log", "log"):
+        with pytest.raises(KeyboardInterrupt):
+            trained(made(config, callbacks=[Broken(event)]))
+    run = trained(made(config))
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "broken")]
+    assert logs[0] == logs[1]
+    rows = [json.loads(line) for line in logs[0].splitlines()]
+    assert rows == told
+    assert [(row["update"], row["epoch"]) for row in rows] == [(2, 0), (3, 0), (5, 1), (7, 1)]
+    lines = [json.loads(line) for line in (tmp_path / "broken" / "history.jsonl").read_text().splitlines()]
+    assert lines == run.history
+    with (tmp_path / "broken" / "history.csv").open() as file:
+        assert [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)] == lines
 
 
 # --- numbers that are none ------------------------------------------------------------------------------------------

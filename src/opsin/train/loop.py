@@ -47,7 +47,12 @@ class Callback:
 
     def on_start(self, run: "Run") -> None: ...
 
-    def on_update(self, run: "Run", loss: float) -> None: ...
+    def on_update(self, run: "Run", loss: float) -> None:
+        """After each update; `loss` is that of this process' batches."""
+
+    def on_log(self, run: "Run", row: dict[str, Any]) -> None:
+        """After a line of the log, which every `log_every`-th update and the last of an epoch have: its number, epoch,
+        loss (the mean of all processes) and lr."""
 
     def on_eval_batch(self, run: "Run", batch: Batch, outputs: Tensor) -> None: ...
 
@@ -125,7 +130,8 @@ class Run:
         self.second_order = getattr(optimizer, "is_second_order", False)
         self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
         self.epoch = self.update = 0  # what comes next
-        self.loss_sum = self.loss_count = 0.0
+        self.loss_sum = self.loss_count = 0.0  # over the epoch so far, on this rank
+        self.loss_last = math.nan  # of the last update, on this rank
         self.pictures, self.judging = 0, ""
         self.skipped: dict[str, str] = {}
         self.seconds, self.clock = 0.0, time.perf_counter()
@@ -252,10 +258,10 @@ class Run:
         )
 
     def after_update(self, loss: float) -> None:
-        self.update += 1
+        self.update, self.loss_last = self.update + 1, loss
         every = self.config.run.log_every
-        if self.world.first and self.update % every == 0:
-            self.directory.add_log({"update": self.update - 1, "epoch": self.epoch, "loss": loss, "lr": self.lr})
+        if self.update % every == 0:
+            self.log()
         self.tell("on_update", loss)
         if self.world.size > 1 and self.update % every:
             return  # ranks agree on what follows only now and then: it takes a message
@@ -265,11 +271,21 @@ class Run:
         if self.world.any(wanted):
             self.stop.now()
 
+    def log(self) -> None:
+        """A line about the last update: the mean loss of all ranks."""
+        loss = self.world.sum(torch.tensor(self.loss_last, dtype=torch.float64)).item() / self.world.size
+        row = {"update": self.update - 1, "epoch": self.epoch, "loss": loss, "lr": self.lr}
+        if self.world.first:
+            self.directory.add_log(row)
+        self.tell("on_log", row)
+
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def judge(self) -> dict[str, Any]:
         """Scores on the validation set, of the average too."""
         self.seconds += time.perf_counter() - self.clock
+        if self.update % self.config.run.log_every:
+            self.log()
         loss, count = self.world.sum(torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64)).tolist()
         self.pictures = int(count) // max(self.config.augment.aug_splits, 1)
         row = {"epoch": self.epoch, "lr": self.lr, "train_loss": loss / count} | self.score(self.model)
