@@ -9,11 +9,14 @@ import torch
 from runs import dark_and_light
 from torch import nn
 
+import opsin
 from opsin.errors import OpsinError
 from opsin.loss import create_loss
+from opsin.scheduler import create_scheduler
 from opsin.train.build import build_run
 from opsin.train.config import from_dict
 from opsin.train.distributed import World
+from opsin.train.ema import Ema
 from opsin.train.loop import Callback, fit
 from opsin.train.state import save
 
@@ -244,3 +247,52 @@ def test_a_head_that_decides_needs_labels_to_judge_by(photos, tmp_path):
     run.task.metric = "colour/top1"  # as if none of the labelled pictures could be read
     with pytest.raises(OpsinError, match="nothing that could be read for validation has a label for colour/top1"):
         trained(run)
+
+
+# --- parts of one's own ---------------------------------------------------------------------------------------------
+
+
+class TwoSteps(torch.optim.SGD):
+    is_second_order = True
+
+
+def test_parts_are_replaced_by_setting_them(photos, tmp_path):
+    @opsin.register_model
+    def test_resnet_of_mine(pretrained=False, **options):
+        model = opsin.create_model("test_resnet", **options)
+        model.act1 = nn.Tanh()
+        return model
+
+    lengths, rates = [], []
+
+    class Watch(Callback):
+        def on_update(self, run, loss):
+            rates.append([group["lr"] for group in run.optimizer.param_groups])
+
+    config = settings(
+        photos, tmp_path, model={"model": "test_resnet_of_mine"}, run={"metric": "ema_loss", "ema": True},
+        schedule={"sched": "linear", "min_lr": 0.0},
+    )  # fmt: skip
+    run = made(config)
+    run.callbacks.append(Watch())
+    head = [*run.model.get_classifier().parameters()]
+    body = [p for p in run.learner.parameters() if all(p is not one for one in head)]
+    run.optimizer = TwoSteps([{"params": body, "lr": 0.07}, {"params": head, "lr": 0.7}])
+    assert run.second_order
+    assert run.scheduler.optimizer is run.optimizer
+    run.optimizer = torch.optim.SGD([{"params": body, "lr": 0.07}, {"params": head, "lr": 0.7}])
+    assert not run.second_order
+    run.clip = lambda model: lengths.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+    run.ema = Ema(run.model, 0.5)
+    run.task.train_loss = seen = Seen(nn.MultiMarginLoss())
+    run.task.metric = "top1"
+    assert isinstance(run.model.act1, nn.Tanh)
+    trained(run)
+    assert rates == [pytest.approx([0.07 * (1 - i / 7), 0.7 * (1 - i / 7)]) for i in range(8)]
+    assert len(lengths) == len(seen.calls) == 8
+    assert run.ema.updates == 8
+    assert run.best[1] == run.history[run.best[0]]["top1"]
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+    longer = made(settings(photos, tmp_path / "longer", schedule={"epochs": 1, "sched": "linear", "min_lr": 0.0}))
+    longer.scheduler = create_scheduler(longer.optimizer, "constant", total_steps=4)
+    assert trained(longer).optimizer.param_groups[0]["lr"] == 1e-3

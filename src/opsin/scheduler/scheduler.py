@@ -71,11 +71,20 @@ class Scheduler:
         self.steps_per_epoch, self.by_epoch, self.timm_epochs = max(steps_per_epoch, 1), by_epoch, timm_epochs
         self.noise, self.noise_std, self.noise_seed = noise, noise_std, noise_seed
         self.patience, self.decay_rate, self.lower_is_better = patience, decay_rate, lower_is_better
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
         self.lowered, self.bad = 1.0, 0
         self.best: float | None = None
         self.step(0)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Whose rates are set; another one begins with the rates of its groups as the full ones."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._optimizer = optimizer
 
     def step(self, update: int) -> None:
         """Set the rates for update number `update`, counted from 0."""

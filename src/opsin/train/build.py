@@ -233,10 +233,11 @@ def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
 
 
 def _has_fixed_size(name: str) -> bool:
+    from opsin.models._index import MODELS
     from opsin.models._registry import find_family, resolve_name
 
     architecture = resolve_name(name)[0]
-    return "img_size" in find_family(architecture).variants[architecture].names()
+    return architecture in MODELS and "img_size" in find_family(architecture).variants[architecture].names()
 
 
 def build_optimizer(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,16 @@ from opsin.errors import OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import TrainConfig
 from opsin.train.distill import Distillation
-from opsin.train.distributed import World, local
+from opsin.train.distributed import World
 from opsin.train.ema import Ema
 from opsin.train.freeze import average_gradients, freeze, frozen_stages
+from opsin.train.guard import FIRST_SCALE, LEAST_SCALE, check_end, check_loss, fail, finite
 from opsin.train.second_order import curvature
 from opsin.train.signals import Stop
 from opsin.train.state import resume, save
 from opsin.train.task import Task
 
 __all__ = ["Callback", "Run", "fit"]
-
-# Of the loss in float16: halved by each gradient that is infinite or no number, whose update is left out. What fits in
-# float16 at the least of them, 30 halvings on, is up to 1e9: a gradient that does not is not one that scaling can mend.
-FIRST_SCALE, LEAST_SCALE = 2.0**16, 2.0**-14
 
 
 class Callback:
@@ -75,7 +72,7 @@ def fit(run: "Run") -> dict[str, Any]:
             loss = run.learn(batches)
             run.after_update(loss)
         run.after_epoch(run.judge())
-    run.check_end()
+    check_end(run)
     run.tell("on_end")
     return run.best_row()
 
@@ -123,11 +120,10 @@ class Run:
         self.model, self.forward, self.ema, self.clip = model, forward, ema, clip
         self.distill, self.learner = distill, distill.learner if distill else model
         self.projections = distill.projections if distill else nn.ModuleList()
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.scheduler, self._optimizer = scheduler, optimizer
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.amp_dtype, self.callbacks = amp_dtype, list(callbacks)
         self.scaler = torch.amp.GradScaler(world.device.type, FIRST_SCALE, enabled=amp_dtype == torch.float16)
-        self.second_order = getattr(optimizer, "is_second_order", False)
         self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
         self.epoch = self.update = 0  # what comes next
         self.loss_sum = self.loss_count = 0.0  # over the epoch so far, on this rank
@@ -139,6 +135,20 @@ class Run:
         self.best: tuple[int, float] | None = None  # epoch and score
         self.saved_at = time.perf_counter()
         self.stop = Stop()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Where another one is set, the scheduler goes on with that: its rates are the full ones."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = self.scheduler.optimizer = optimizer
+
+    @property
+    def second_order(self) -> bool:
+        """Whether gradients are differentiated once more."""
+        return getattr(self.optimizer, "is_second_order", False)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -210,17 +220,17 @@ class Run:
                 loss = self.loss_of(batch) * share
                 value = loss.item()
                 if not math.isfinite(value):
-                    self.fail(f"the loss became {value / share}", [batch])
+                    fail(self, f"the loss became {value / share}", [batch])
                 self.scaler.scale(loss).backward(create_graph=self.second_order)
             mean += value
         self.scaler.unscale_(self.optimizer)
         length = self.clip(self.learner) if self.clip is not None else None
-        if not self.scaler.is_enabled() and not self.finite(length):  # with float16 such a step is left out
-            self.fail("the gradient became infinite or no number", batches)
+        if not self.scaler.is_enabled() and not finite(self, length):  # with float16 such a step is left out
+            fail(self, "the gradient became infinite or no number", batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
-            self.fail("the gradient is infinite or no number in float16, however the loss is scaled,", batches)
+            fail(self, "the gradient is infinite or no number in float16, however the loss is scaled,", batches)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model)
@@ -234,28 +244,6 @@ class Run:
             if self.distill is not None:
                 return self.distill.loss(self.forward, batch.images, targets)
             return self.task.train_loss(self.forward(batch.images), targets)
-
-    @torch.no_grad()
-    def finite(self, length: Tensor | None) -> bool:
-        """Whether the gradient has a finite length: any other spoils the weights one update before a loss shows it.
-
-        `length` is what clipping by norm has found already.
-        """
-        if length is None or self.config.run.fsdp:
-            grads = local({name: p.grad for name, p in self.learner.named_parameters() if p.grad is not None})
-            length = nn.utils.get_total_norm(grads.values())
-        wrong = not math.isfinite(length.item())
-        return not (self.world.any(wrong) if self.config.run.fsdp else wrong)  # all ranks have the same unless sharded
-
-    def fail(self, what: str, batches: list[Batch]) -> NoReturn:
-        """Keep what led to a number that is none, and stop."""
-        path = self.directory.path / f"failed-update-{self.update}-rank-{self.world.rank}.pt"
-        content = {name: [getattr(batch, name) for batch in batches] for name in ("images", "targets", "indices")}
-        torch.save({**content, "model": local(self.model.state_dict()), "update": self.update}, path)
-        raise OpsinError(
-            f"{what} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). The pictures and the weights "
-            f"before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
-        )
 
     def after_update(self, loss: float) -> None:
         self.update, self.loss_last = self.update + 1, loss
@@ -326,12 +314,7 @@ class Run:
         totals = self.world.sum(torch.tensor([loss, count], dtype=torch.float64)).tolist()
         if not totals[1]:
             raise OpsinError(f"{self.eval_loader.dataset.reader}: not one picture of the validation set could be read")
-        if not math.isfinite(loss := totals[0] / totals[1]):
-            raise OpsinError(
-                f"the loss of {'the average' if self.judging else 'the model'} on the validation set became {loss} in "
-                f"epoch {self.epoch} (lr {self.lr:.2e}); {self.directory.path} keeps what it had before. A lower lr, a "
-                "longer warm-up or --clip-grad usually helps; in place of float16, --amp bfloat16"
-            )
+        check_loss(self, loss := totals[0] / totals[1])
         return {"loss": loss, **metrics.compute(self.world)}
 
     def average_batch_norm(self, model: nn.Module) -> None:
@@ -357,19 +340,6 @@ class Run:
             self.directory.write_history(self.history)
         save(self)
         self.tell("on_epoch", row)
-
-    def check_end(self) -> None:
-        """Raise `OpsinError` for a run that has come to its end for nothing."""
-        if self.best is None:
-            raise OpsinError(
-                f"no epoch had a {self.task.metric} that is a number, so none is the best: take another --metric. The "
-                f"weights of the last epoch are in {self.directory.path}"
-            )
-        if self.update and self.scaler.is_enabled() and self.scaler.get_scale() <= FIRST_SCALE * 0.5**self.update:
-            raise OpsinError(
-                f"nothing was learnt: the gradient was infinite or no number in float16 in each of {self.update} "
-                "updates, which were left out. --amp bfloat16 or none tells whether it is the format"
-            )
 
     def out_of_patience(self) -> bool:
         patience = self.config.run.patience
