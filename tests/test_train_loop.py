@@ -230,6 +230,17 @@ def test_the_loss_smooths_mixed_targets_and_those_that_come_after(photos, tmp_pa
 # --- what decides ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("metric", ["top1", "ema_top1"])
+def test_of_equal_scores_the_lower_loss_decides(photos, tmp_path, metric):
+    rows = [
+        {"top1": top1, "loss": loss} for top1, loss in ((0.5, 0.1), (1, 0.6), (1, 0.4), (1, 0.4), (1, 0.5), (0.9, 0.2))
+    ]
+    config = settings(photos, tmp_path, run={"metric": metric, "ema": True}, schedule={"epochs": 6})
+    assert trained(made(config, callbacks=[Scores(rows)])).best == (2, 1)
+    kept = json.loads((tmp_path / "best" / "config.json").read_text())
+    assert kept["opsin"]["recipe"]["scores"]["epoch"] == 2
+
+
 def test_a_head_that_decides_needs_labels_to_judge_by(photos, tmp_path):
     lines = ["path,colour,size,split"]
     for i, path in enumerate(sorted(photos.glob("*/*.png"))):

@@ -328,6 +328,9 @@ class Run:
         if (score := row.get(self.task.metric)) is None:
             raise OpsinError(f"nothing that could be read for validation has a label for {self.task.metric}")
         better = self.task.better(score, self.best[1] if self.best else None)
+        if self.best and score == self.best[1]:  # of two with the same score the one with the lower loss
+            loss = "ema_loss" if self.task.metric.startswith("ema_") else "loss"
+            better = row[loss] < self.history[self.best[0]][loss]
         if better:
             self.best = (self.epoch, score)
         self.scheduler.judge(score, self.update)
