@@ -88,7 +88,7 @@ def onecycle(t: int, total: int, *, rise: float = 0.3, begin: float = 0.04) -> f
 
 
 def plateau(t: int, total: int) -> float:
-    """The full rate, lowered when a score stops getting better (the scheduler does that)."""
+    """The full rate, lowered when the score that decides stops getting better (the scheduler does that)."""
     return 1.0
 
 
