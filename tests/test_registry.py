@@ -303,3 +303,17 @@ def test_entry_points(tmp_path: Path) -> None:
         "assert len(seen) == 1 and \"'bad' (no_such_module) cannot be loaded\" in str(seen[0].message), seen\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_family_modules_are_attributes() -> None:
+    code = """
+import sys, opsin
+assert "opsin.models.resnet" not in sys.modules and "torch" not in sys.modules
+assert opsin.models.resnet.resnet10t(num_classes=2).num_classes == 2
+assert opsin.models.features.FeatureHookNet
+try:
+    opsin.models.resnett
+except AttributeError as error:
+    assert "Did you mean resnet" in str(error), error
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -259,8 +260,7 @@ def _catch(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
     handles = []
     for name in names:
         path, item = hook_point(model, name)
-        keep = lambda m, args, out, n=name, i=item: caught.__setitem__(n, out if i is None else out[i])  # noqa: E731
-        handles.append(model.get_submodule(path).register_forward_hook(keep))
+        handles.append(model.get_submodule(path).register_forward_hook(partial(_keep, caught, name, item)))
     try:
         body: Any = getattr(model, "forward_features", model)
         body(x)
@@ -272,6 +272,12 @@ def _catch(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
     if several := [n for n in names if not isinstance(caught[n], Tensor)]:
         raise UnknownArgumentError(f"several maps leave {several[0]}; choose a module that gives one")
     return [caught[n] for n in names]
+
+
+def _keep(caught: dict[str, Any], name: str, item: int | None, module: nn.Module, args: Any, out: Any) -> None:
+    """A copy of what leaves a module: an activation behind it may write into the original."""
+    out = out if item is None else out[item]
+    caught[name] = out.clone() if isinstance(out, Tensor) else out
 
 
 def _measure(model: nn.Module, names: list[str], input_size: tuple[int, int, int]) -> list[dict[str, Any]]:
