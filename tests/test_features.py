@@ -1,6 +1,5 @@
 """What feature extractors give and refuse."""
 
-
 import pytest
 import torch
 from support import randomize

@@ -83,6 +83,7 @@ class FeatureListNet(nn.ModuleDict):
         check_output_fmt(model, output_fmt)
         self.feature_info = FeatureInfo(model.feature_info, out_indices)  # type: ignore[arg-type]
         self.output_fmt, self.layout = output_fmt, getattr(model, "layout", "NCHW")
+        self.config, self.pretrained_cfg = getattr(model, "config", None), getattr(model, "pretrained_cfg", {})
         self.grad_checkpointing = False
         self.taken = list(self.feature_info.out_indices)
         if isinstance(model, Model):
