@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, names_checked
 from opsin.inference._packed import PackedConv2d, PackedLinear, can_pack, fusable
 from opsin.inference._trace import Links, find_links
 from opsin.layers.conv import Conv2dSame
@@ -62,6 +62,7 @@ class Report:
         return "\n".join(lines + [f"undone: {what}" for what in self.undone])
 
 
+@names_checked
 def prepare_for_inference(
     model: nn.Module,
     *,
