@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,29 @@ def test_nothing_found_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out == ""
     assert "Did you mean resnet50" in said.err
+
+
+def test_filters_with_a_dot_find_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "resnet18.a1_in1k"]) == 0
+    assert capsys.readouterr().out == "resnet18.a1_in1k\n"
+    assert main(["list", "resnet18.a[12]*"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["resnet18.a1_in1k", "resnet18.a2_in1k"]
+    assert main(["list", "RESNET18"]) == 1
+    assert "Did you mean resnet18" in capsys.readouterr().err
+
+
+def test_info_of_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import opsin
+
+    opsin.save(opsin.create_model("test_resnet", num_classes=3), tmp_path / "mine", label_names=["a", "b", "c"])
+    for name in (f"local-dir:{tmp_path / 'mine'}", str(tmp_path / "mine")):
+        assert main(["info", name, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["name"], told["architecture"], told["cfg"]["num_classes"]) == (name, "test_resnet", 3)
+        assert main(["info", name]) == 0
+        assert "0.1 GMACs" in capsys.readouterr().out
+    assert main(["info", "timm/resnet50.a1_in1k", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "resnet50.a1_in1k"
 
 
 def test_info_card(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ def list_(
     """Find models by name and by fact. Prints a table to a terminal, one name per line to a pipe.
 
     Args:
-        filters: wildcard patterns; a word without wildcards is found anywhere in the name.
+        filters: wildcard patterns; a word without wildcards is found anywhere in the name. One with a dot, such as
+            resnet18.a1_in1k or resnet18.*, finds sets of weights.
         pretrained: list every set of weights, as architecture.tag.
         exclude: patterns of names to leave out.
         family: only these families.
@@ -48,6 +49,7 @@ def list_(
     names = list_models(
         anywhere,
         pretrained=pretrained,
+        include_tags=pretrained or any("." in f for f in filters),
         exclude=exclude,
         family=family,
         max_params=max_params,
