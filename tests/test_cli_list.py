@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +129,32 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are of POSIX")
+@pytest.mark.parametrize(("columns", "cut"), [(120, False), (40, True)])
+def test_table_on_a_terminal(columns: int, cut: bool) -> None:
+    """Columns in line, cut to the terminal's width; neither torch nor a library for tables is imported."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = (
+        "import sys; from opsin.cli import main; main(['list', 'resnet18.a1_in1k', 'naflexvit_base_patch16_gap']);"
+        "assert not {'torch', 'rich.table'} & set(sys.modules)"
+    )
+    env = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=subprocess.PIPE, env=env)
+    os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    said = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "\x1b[1mmodel" in said
+    lines = re.sub(r"\x1b\[\dm", "", said).splitlines()
+    assert lines[-1].startswith("2 models")
+    assert all(len(line) <= columns for line in lines[:-1])
+    if cut:
+        assert all(line.endswith("…") for line in lines[:-1])
+    else:
+        assert lines[0].split() == ["model", "params", "GMACs", "size", "top-1", "licence"]
+        assert lines[2].split() == ["resnet18.a1_in1k", "11.7", "M", "1.8", "224", "73.16", "apache-2.0"]
+        assert lines[0].index("licence") == lines[2].index("apache-2.0")

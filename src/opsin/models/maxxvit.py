@@ -170,8 +170,8 @@ def check_size(c: Config) -> None:
             unit, sides = 2 ** (whole[-1] + 2), to_2tuple(c.img_size)
             near = [max(unit, round(side / unit) * unit) for side in sides]
             raise ValueError(
-                f"img_size={sides}: a map of {stage_size(c, i - 1)} cannot be halved; sides that are multiples of {unit} "
-                f"work, such as {tuple(near)}"
+                f"img_size={sides}: a map of {stage_size(c, i - 1)} cannot be halved; sides that are multiples of "
+                f"{unit} work, such as {tuple(near)}"
             )
 
 
