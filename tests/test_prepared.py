@@ -1,7 +1,9 @@
 """Models that have been through `prepare_for_inference`: the example they are tried on, and that they stay ready."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -45,5 +47,18 @@ def test_prepared_models_stay_in_evaluation(name):
         nn.Sequential(one, nn.Dropout()).train()
         assert not any(module.training for module in one.modules())
         assert relative_error(one(picture()), expected) < 1e-5
+    assert [one.train.model() is one for one in (again, copy.deepcopy(again))] == [True, True]
     attention = [m for m in ready.modules() if hasattr(m, "attn_drop")]
     assert all(isinstance(m.attn_drop, nn.Dropout) for m in attention), "its rate is read"
+
+
+def test_a_prepared_model_goes_when_nobody_holds_it():
+    ready = prepare_for_inference(opsin.create_model("test_resnet"))
+    gc.collect()
+    gc.disable()
+    try:
+        last = weakref.ref(ready)
+        del ready
+        assert last() is None, "a circle keeps its memory until the next collection"
+    finally:
+        gc.enable()

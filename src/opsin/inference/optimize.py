@@ -10,8 +10,8 @@ import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -118,13 +118,25 @@ def prepare_for_inference(
     if tune_allocator:
         done.allocator = keep_freed_memory()
     model.inference_report = done  # type: ignore[assignment]
-    model.train = partial(_stay_in_eval, model)  # type: ignore[method-assign]
+    model.train = StayInEval(model)  # type: ignore[method-assign]
     return model
 
 
-def _stay_in_eval(model: nn.Module, mode: bool = True) -> nn.Module:
-    """`train` of a prepared model: kept norms would take the statistics of the batch, folded ones cannot."""
-    return type(model).train(model, False)
+class StayInEval:
+    """`train` of a prepared model: norms that are kept would take the statistics of the batch, folded ones cannot.
+
+    The model is held weakly, so that it goes as soon as nobody else holds it, and a copy gets one of its own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = ref(model)
+
+    def __call__(self, mode: bool = True) -> Any:
+        model = self.model()
+        return None if model is None else type(model).train(model, False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StayInEval, (self.model(),)
 
 
 def report(model: nn.Module) -> Report:
