@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +45,29 @@ def test_nothing_found_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out == ""
     assert "Did you mean resnet50" in said.err
+
+
+def test_filters_with_a_dot_find_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "resnet18.a1_in1k"]) == 0
+    assert capsys.readouterr().out == "resnet18.a1_in1k\n"
+    assert main(["list", "resnet18.a[12]*"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["resnet18.a1_in1k", "resnet18.a2_in1k"]
+    assert main(["list", "RESNET18"]) == 1
+    assert "Did you mean resnet18" in capsys.readouterr().err
+
+
+def test_info_of_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import opsin
+
+    opsin.save(opsin.create_model("test_resnet", num_classes=3), tmp_path / "mine", label_names=["a", "b", "c"])
+    for name in (f"local-dir:{tmp_path / 'mine'}", str(tmp_path / "mine")):
+        assert main(["info", name, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["name"], told["architecture"], told["cfg"]["num_classes"]) == (name, "test_resnet", 3)
+        assert main(["info", name]) == 0
+        assert "0.1 GMACs" in capsys.readouterr().out
+    assert main(["info", "timm/resnet50.a1_in1k", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "resnet50.a1_in1k"
 
 
 def test_info_card(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,3 +129,32 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are of POSIX")
+@pytest.mark.parametrize(("columns", "cut"), [(120, False), (40, True)])
+def test_table_on_a_terminal(columns: int, cut: bool) -> None:
+    """Columns in line, cut to the terminal's width; neither torch nor a library for tables is imported."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = (
+        "import sys; from opsin.cli import main; main(['list', 'resnet18.a1_in1k', 'naflexvit_base_patch16_gap']);"
+        "assert not {'torch', 'rich.table'} & set(sys.modules)"
+    )
+    env = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=subprocess.PIPE, env=env)
+    os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    said = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "\x1b[1mmodel" in said
+    lines = re.sub(r"\x1b\[\dm", "", said).splitlines()
+    assert lines[-1].startswith("2 models")
+    assert all(len(line) <= columns for line in lines[:-1])
+    if cut:
+        assert all(line.endswith("…") for line in lines[:-1])
+    else:
+        assert lines[0].split() == ["model", "params", "GMACs", "size", "top-1", "licence"]
+        assert lines[2].split() == ["resnet18.a1_in1k", "11.7", "M", "1.8", "224", "73.16", "apache-2.0"]
+        assert lines[0].index("licence") == lines[2].index("apache-2.0")

@@ -13,6 +13,7 @@ from torch import nn
 
 import opsin
 from opsin.errors import UnknownArgumentError, UnknownModelError, WeightsError
+from opsin.foreign import build_model_with_cfg
 from opsin.models import resnet
 from opsin.models._users import USERS
 from opsin.models.features import FeatureHookNet
@@ -155,6 +156,10 @@ def test_the_record_of_the_tag_travels():
     other = opsin.create_model("resnet50", pretrained_cfg="gluon_in1k", pretrained_cfg_overlay={"crop_pct": 0.5})
     assert other.pretrained_cfg["crop_pct"] == 0.5
     assert other.pretrained_cfg["tag"] == "gluon_in1k"
+    full = opsin.create_model("test_resnet", pretrained_cfg="test_resnet.r160_in1k")
+    assert full.pretrained_cfg["tag"] == "r160_in1k"
+    with pytest.raises(UnknownModelError, match="no weights tagged 'resnet34.a1_in1k'"):
+        opsin.create_model("test_resnet", pretrained_cfg="resnet34.a1_in1k")
 
 
 def test_family_modules_answer_to_variant_names():
@@ -237,6 +242,38 @@ def test_users_own_models(monkeypatch):
     assert opsin.create_model("my_net", num_classes=3).num_classes == 3
     del USERS["my_net"]
     assert not opsin.is_model("my_net")
+
+
+def test_the_input_strategy_reaches_users_models(weights, monkeypatch):
+    path, model = weights
+    module = types.ModuleType("my_models_for_strategies")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    tiny = opsin.create_model(TINY).config.to_dict()
+
+    def my_stem(pretrained=False, **kwargs):
+        return build_model_with_cfg(ResNet, "my_stem", pretrained, {"first_conv": "conv1.0"}, **(tiny | kwargs))
+
+    my_stem.__module__ = module.__name__
+    monkeypatch.setitem(USERS, "my_stem", my_stem)
+    kernel = model.conv1[0].weight
+    for strategy, expected in ((None, kernel.sum(1)), ("mean", kernel.mean(1) * 3)):
+        ours = opsin.create_model("my_stem", pretrained=str(path), in_chans=1, in_chans_strategy=strategy)
+        assert torch.allclose(ours.conv1[0].weight[:, 0], expected, atol=1e-6)
+    ours = opsin.create_model("my_stem", pretrained=str(path), in_chans=2, in_chans_strategy="mean")
+    assert torch.allclose(ours.conv1[0].weight[:, 0], kernel.mean(1) * 1.5, atol=1e-6)
+    for name in ("my_stem", TINY):
+        with pytest.raises(WeightsError, match="Did you mean mean"):
+            opsin.create_model(name, in_chans_strategy="meann")
+
+
+@pytest.mark.parametrize("wrong", [1, 0, 0.5, ["a"]])
+def test_what_pretrained_can_be(wrong):
+    assert opsin.create_model(TINY, pretrained=None).num_classes == 1000
+    with pytest.raises(UnknownArgumentError, match="give True or False, a file"):
+        opsin.create_model(TINY, pretrained=wrong)
+    with pytest.raises(WeightsError, match="names no weights"):
+        opsin.create_model(TINY, pretrained="")
 
 
 def test_pretrained_creation_initialises_nothing(weights, monkeypatch):

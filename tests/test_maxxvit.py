@@ -128,6 +128,16 @@ def test_images_that_do_not_fit():
         MaxxVit(**CONV)(torch.randn(2, 3, 48, 32))
     with pytest.raises(ValueError, match="give no window"):
         MaxxVit(**(WINDOWS | {"img_size": 8}))
+    with pytest.raises(ValueError, match=r"multiples of 32 work, such as \(64, 96\)"):
+        opsin.create_model("test_coatnet", img_size=(80, 100))
+    model = opsin.create_model("test_coatnet", img_size=(64, 96), num_classes=5).eval()
+    assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5)
+    with pytest.raises(ValueError, match="multiples of 32 work"):
+        model.set_input_size(80)
+    assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5)
+    padded = {"conv_pool_type": "max", "transformer_pool_type": "max", "conv_stride_mode": "dw"}  # halves what is odd
+    model = opsin.create_model("test_coatnet", img_size=(80, 100), num_classes=5, **padded).eval()
+    assert model(torch.randn(1, 3, 80, 100)).shape == (1, 5)
     assert MaxxVit(**WINDOWS).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 5)
 
 

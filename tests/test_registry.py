@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from opsin import catalog
-from opsin.errors import OpsinError, UnknownModelError
+from opsin.errors import OpsinError, UnknownArgumentError, UnknownModelError
 from opsin.models import _registry as registry
 from opsin.models import _users
 from opsin.models._index import MODELS
@@ -128,6 +128,36 @@ def test_list_pretrained() -> None:
     names = registry.list_pretrained("resnet18")
     assert names == registry.list_models("resnet18", pretrained=True)
     assert "resnet18.a1_in1k" in names
+    assert registry.list_pretrained("resnet18", pretrained=True, include_tags=True) == names
+    assert registry.list_pretrained("resnet18", include_tags=False) == ["resnet18"]
+    assert registry.list_pretrained("resnet18", "*.a1*") == [name for name in names if ".a1" not in name]
+    with pytest.raises(OpsinError, match="use list_models"):
+        registry.list_pretrained("resnet18", pretrained=False)
+
+
+NAMED = ("filter", "module", "pretrained", "exclude_filters", "name_matches_cfg", "exclude", "family", "license")
+
+
+@pytest.mark.parametrize("argument", NAMED)
+def test_none_is_the_default(argument: str) -> None:
+    assert registry.list_models(**{argument: None}) == registry.list_models()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"max_param": 3e6}, "Did you mean max_params"),
+        ({"max_params": "30e6"}, "max_params='30e6': give a number, such as 30e6"),
+        ({"min_top1": "80"}, "min_top1='80': give a number"),
+        ({"input_size": "224"}, "input_size='224': give whole numbers"),
+        ({"input_size": (3, 224.5, 224)}, "input_size=224.5: give whole numbers"),
+        ({"filter": 3}, "3: give a name or pattern"),
+        ({"family": ["resnet", 3]}, "give a name or pattern"),
+    ],
+)
+def test_arguments_of_list_models_that_cannot_be(kwargs: dict, message: str) -> None:
+    with pytest.raises(UnknownArgumentError, match=message):
+        registry.list_models(**kwargs)
 
 
 # --- single names ---
@@ -139,6 +169,10 @@ def test_is_model() -> None:
     assert registry.is_model("gluon_resnet50_v1b")
     assert not registry.is_model("resnet50.no_such_tag")
     assert not registry.is_model("resnt50")
+    assert not registry.is_model("resnet50.")
+    assert registry.is_model("timm/resnet50.a1_in1k")
+    assert registry.is_model("timm/gluon_resnet50_v1b")
+    assert registry.is_model_pretrained("timm/resnet50.a1_in1k")
 
 
 def test_is_model_pretrained() -> None:
@@ -167,6 +201,9 @@ def test_resolve_name() -> None:
     [
         ("resnt50", "Did you mean resnet50"),
         ("resnet50.a1_in1", "no weights tagged 'a1_in1'. Did you mean a1_in1k"),
+        ("resnet50.", "no weights tagged ''"),
+        ("RESNET50", "Did you mean resnet50"),
+        ("hf-hub:timm/resnet50", "is a place of weights: create_model opens it"),
         ("gibberish!", "There is no model 'gibberish!'"),
     ],
 )
@@ -211,6 +248,7 @@ def test_model_info() -> None:
     assert next(iter(info.weights)) == "a1_in1k"
     assert info.accuracy["a1_in1k"][-1].imagenet_top1 == 81.24
     assert info.aliases["tv_resnet50"] == "resnet50.tv_in1k"
+    assert registry.model_info("timm/resnet50.a1_in1k") == info
     assert registry.model_info("resnet50.tv_in1k").cfg.license == "bsd-3-clause"
 
 
@@ -302,4 +340,18 @@ def test_entry_points(tmp_path: Path) -> None:
         "assert 'plugged_net' in opsin.list_models()\n"
         "assert len(seen) == 1 and \"'bad' (no_such_module) cannot be loaded\" in str(seen[0].message), seen\n"
     )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_family_modules_are_attributes() -> None:
+    code = """
+import sys, opsin
+assert "opsin.models.resnet" not in sys.modules and "torch" not in sys.modules
+assert opsin.models.resnet.resnet10t(num_classes=2).num_classes == 2
+assert opsin.models.features.FeatureHookNet
+try:
+    opsin.models.resnett
+except AttributeError as error:
+    assert "Did you mean resnet" in str(error), error
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

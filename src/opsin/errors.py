@@ -1,10 +1,13 @@
 """The errors opsin raises: one clear message each, with the nearest right name or the fix."""
 
+import inspect
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 __all__ = [
     "ImageError",
@@ -15,8 +18,12 @@ __all__ = [
     "check_choice",
     "check_known",
     "did_you_mean",
+    "names_checked",
     "warn_user",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PACKAGE = str(Path(__file__).parent)
 
@@ -42,8 +49,9 @@ class ImageError(OpsinError, ValueError):
 
 
 def did_you_mean(word: str, options: Iterable[str], *, limit: int = 3) -> str:
-    """A question with the nearest of `options`, or an empty string when nothing is near."""
-    near = get_close_matches(word, list(options), n=limit, cutoff=0.6)
+    """A question with the nearest of `options`, whatever their case, or an empty string when nothing is near."""
+    lower = {option.lower(): option for option in reversed(list(options))}
+    near = [lower[found] for found in get_close_matches(word.lower(), lower, n=limit, cutoff=0.6)]
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -62,6 +70,18 @@ def check_known(given: Iterable[str], known: Iterable[str], *, owner: str) -> No
         if word not in known:
             hint = did_you_mean(word, known) or f" It takes: {', '.join(known)}."
             raise UnknownArgumentError(f"{owner} takes no argument {word!r}.{hint}")
+
+
+def names_checked(fn: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: a keyword that `fn` does not take raises `UnknownArgumentError` with the nearest that it does."""
+    known = list(inspect.signature(fn).parameters)
+
+    @wraps(fn)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_known(kwargs, known, owner=fn.__name__)
+        return fn(*args, **kwargs)
+
+    return checked
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

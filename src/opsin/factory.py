@@ -1,5 +1,6 @@
 """From a name to a model: name -> config -> module -> weights."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from opsin import catalog
 from opsin.catalog import PretrainedCfg
-from opsin.errors import UnknownArgumentError
+from opsin.errors import UnknownArgumentError, WeightsError, check_known
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
 from opsin.models._model import Model, deferred_init
@@ -42,7 +43,8 @@ def create_model(
             `local-dir:folder` for a folder written by `opsin.save` or downloaded from the hub.
         pretrained: True for the published weights of the tag; or where else they are: a file, a folder, `hf-hub:…`,
             `local-dir:…`, a URL, or a state dict. They are adapted to `in_chans`, `num_classes` and image size.
-        pretrained_cfg: another tag of the architecture, or a whole record in place of the catalogued one.
+        pretrained_cfg: another tag of the architecture (`a1_in1k` or `resnet34.a1_in1k`), or a whole record in place of
+            the catalogued one.
         pretrained_cfg_overlay: changes to that record, such as `{"file": "weights.safetensors"}`.
         checkpoint_path: a checkpoint of exactly this model, loaded last, every key accounted for.
         cache_dir: where downloads are kept; the hub's own cache by default.
@@ -50,11 +52,17 @@ def create_model(
             end, or names of any modules), `feature_cls` (list, dict, hook, getter), `out_map`, `output_fmt`.
         in_chans_strategy: how to adapt a first convolution that has no plain rule, see `opsin.weights.adapt`.
         **kwargs: fields of the architecture's config (`num_classes`, `in_chans`, `global_pool`, `drop_rate`,
-            `drop_path_rate`, `img_size`, …). `None` means the default; an unknown name raises with the nearest one.
+            `drop_path_rate`, `img_size`, …). `None`, here and above, means the default; an
+            unknown name raises with the nearest one.
 
     Raises:
         UnknownModelError: no such name. UnknownArgumentError: no such argument. WeightsError: weights not to be had.
     """
+    pretrained = check_pretrained(pretrained)
+    if in_chans_strategy is not None:
+        from opsin.weights.adapt import check_strategy
+
+        check_strategy(in_chans_strategy)
     model_name, pretrained, pretrained_cfg, kwargs = _open_packaged(
         model_name, pretrained, pretrained_cfg, cache_dir, kwargs
     )
@@ -64,6 +72,7 @@ def create_model(
         # the user's function finds its own default record; it is handed one only where one was asked for
         chosen = tag or pretrained_cfg or pretrained_cfg_overlay
         named = {"pretrained_cfg": record if chosen else None, "cache_dir": cache_dir}
+        named |= {"in_chans_strategy": in_chans_strategy}
         named |= {"features_only": features_only or None} | kwargs
         model = entrypoint(pretrained=pretrained, **{k: v for k, v in named.items() if v is not None})
         if checkpoint_path:
@@ -72,6 +81,8 @@ def create_model(
             load_checkpoint(model, checkpoint_path)
         return model
     family = find_family(arch)
+    own = [*inspect.signature(create_model).parameters][1:-1]
+    check_known(kwargs, [*family.variants[arch].names(), *FEATURE_ARGS, *own], owner=arch)
     feature_args = {k: kwargs.pop(k) for k in FEATURE_ARGS if k in kwargs}
     if feature_args and not features_only:
         raise UnknownArgumentError(f"{next(iter(feature_args))} goes with features_only=True")
@@ -87,6 +98,19 @@ def create_model(
         in_chans_strategy=in_chans_strategy,
     )
     return _as_features(model, arch, family, feature_args) if features_only else model
+
+
+def check_pretrained(pretrained: Any) -> Pretrained:
+    """`pretrained` as given, None as False; anything that names no weights is refused."""
+    if pretrained is None:
+        return False
+    if not isinstance(pretrained, bool | str | Path | Mapping):
+        raise UnknownArgumentError(
+            f"pretrained={pretrained!r}: give True or False, a file, a folder, a hub name, a URL or a state dict"
+        )
+    if pretrained == "":
+        raise WeightsError("pretrained='' names no weights; for the current folder give '.'")
+    return pretrained
 
 
 def build_model(
@@ -124,7 +148,7 @@ def build_model(
 def _open_packaged(name: str, pretrained: Pretrained, cfg: Any, cache_dir: Any, kwargs: dict[str, Any]):
     """A hub or folder name becomes the architecture, arguments and record of its `config.json`."""
     if not name.startswith((*HUB, "local-dir:")):
-        return name.removeprefix("timm/"), pretrained, cfg, kwargs
+        return name, pretrained, cfg, kwargs
     from opsin.weights.artefact import read_config
 
     packaged = read_config(name, cache_dir=cache_dir)
@@ -150,7 +174,7 @@ def _record(arch: str, tag: str | None, cfg: Any, overlay: dict[str, Any] | None
     elif isinstance(cfg, dict):
         record = PretrainedCfg.from_dict({"architecture": arch} | cfg)
     else:
-        tag = cfg or tag
+        tag = cfg.removeprefix(f"{arch}.") if cfg else tag
         record = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
     return record.overlay(**overlay) if overlay else record
 

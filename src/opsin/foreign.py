@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from opsin.catalog import PretrainedCfg
 from opsin.errors import UnknownArgumentError
-from opsin.factory import FEATURE_ARGS, Pretrained
+from opsin.factory import FEATURE_ARGS, Pretrained, check_pretrained
 from opsin.models._model import Model
 from opsin.models._registry import get_pretrained_cfg, is_model
 from opsin.models.features import feature_net
@@ -38,6 +38,7 @@ def build_model_with_cfg(
     pretrained_filter_fn: Callable[..., Mapping[str, Tensor]] | None = None,
     cache_dir: str | Path | None = None,
     kwargs_filter: Sequence[str] | None = None,
+    in_chans_strategy: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build `model_cls` (any nn.Module class) from keywords, and give it weights.
@@ -54,10 +55,12 @@ def build_model_with_cfg(
         pretrained_strict: refuse weights with missing or unexpected keys.
         pretrained_filter_fn: `(state_dict, model)`, or just `(state_dict)`, to a state dict in today's layout.
         kwargs_filter: keywords that are taken from `kwargs` and not passed on.
+        in_chans_strategy: as in `create_model`.
 
     Raises:
         UnknownArgumentError, WeightsError: as `create_model`.
     """
+    pretrained = check_pretrained(pretrained)
     record = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     kwargs = {name: value for name, value in kwargs.items() if name not in (kwargs_filter or ())}
     features_only = bool(kwargs.pop("features_only", False))
@@ -74,8 +77,9 @@ def build_model_with_cfg(
     if pretrained is not False:
         from opsin.weights.pretrained import load_pretrained
 
-        adapt = _with_model(pretrained_filter_fn) if pretrained_filter_fn else None
-        load_pretrained(model, pretrained, record=record, adapt=adapt, cache_dir=cache_dir, strict=pretrained_strict)
+        how: dict[str, Any] = {"cache_dir": cache_dir, "in_chans_strategy": in_chans_strategy}
+        how |= {"adapt": _with_model(pretrained_filter_fn) if pretrained_filter_fn else None}
+        load_pretrained(model, pretrained, record=record, strict=pretrained_strict, **how)
     if not features_only:
         return model
     feature_args["flatten"] = feature_args.pop("flatten_sequential", False)
@@ -91,7 +95,9 @@ def resolve_pretrained_cfg(
     elif isinstance(pretrained_cfg, Mapping):
         record = PretrainedCfg.from_dict({"architecture": variant} | dict(pretrained_cfg))
     else:
-        name = f"{variant.partition('.')[0]}.{pretrained_cfg}" if pretrained_cfg else variant
+        architecture = variant.partition(".")[0]
+        tag = (pretrained_cfg or "").removeprefix(f"{architecture}.")
+        name = f"{architecture}.{tag}" if tag else variant
         known = pretrained_cfg or is_model(name)
         record = get_pretrained_cfg(name) if known else PretrainedCfg(architecture=variant)
     return record.overlay(**pretrained_cfg_overlay) if pretrained_cfg_overlay else record

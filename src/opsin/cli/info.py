@@ -1,6 +1,8 @@
 """`opsin info`: a card with what is known about one model."""
 
 import json as json_
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -9,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from opsin.catalog import ModelFacts
+from opsin.catalog import ModelFacts, PretrainedCfg
 from opsin.models._registry import ModelInfo, model_info
 
 __all__ = ["info"]
@@ -24,16 +26,28 @@ def info(
     """Show what is known about one model: size, compute, features, weights with accuracy and licence.
 
     Args:
-        name: an architecture, or architecture.tag.
+        name: an architecture, or architecture.tag; or a saved model: a folder or hf-hub:org/repo@revision.
         json: print the facts as JSON.
     """
-    found = model_info(name)
+    found = _saved(name) if ":" in name or Path(name, "config.json").is_file() else model_info(name)
     if json:
         print(json_.dumps(found.to_dict(), indent=1))
     else:
         console = Console()
         console.print(Panel(_card(found), title=f"[bold]{found.name}[/]", title_align="left", expand=False))
     return 0
+
+
+def _saved(name: str) -> ModelInfo:
+    """The facts of the architecture, with the record of the saved model in place of the published ones."""
+    from opsin.weights.artefact import read_config
+
+    config = read_config(name)
+    known = model_info(config["architecture"])
+    record = PretrainedCfg.from_dict(config["pretrained_cfg"] | {"architecture": known.architecture})
+    if config.get("num_classes") is not None:
+        record = record.overlay(num_classes=config["num_classes"])
+    return replace(known, name=name, tag=record.tag, cfg=record, weights={}, accuracy={}, aliases={})
 
 
 def _card(found: ModelInfo) -> Group:

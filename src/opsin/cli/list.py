@@ -1,7 +1,9 @@
 """`opsin list`: find models by name and by fact."""
 
 import json
+import os
 import sys
+from shutil import get_terminal_size
 from typing import Annotated, Any
 
 import tyro
@@ -32,7 +34,8 @@ def list_(
     """Find models by name and by fact. Prints a table to a terminal, one name per line to a pipe.
 
     Args:
-        filters: wildcard patterns; a word without wildcards is found anywhere in the name.
+        filters: wildcard patterns; a word without wildcards is found anywhere in the name. One with a dot, such as
+            resnet18.a1_in1k or resnet18.*, finds sets of weights.
         pretrained: list every set of weights, as architecture.tag.
         exclude: patterns of names to leave out.
         family: only these families.
@@ -48,6 +51,7 @@ def list_(
     names = list_models(
         anywhere,
         pretrained=pretrained,
+        include_tags=pretrained or any("." in f for f in filters),
         exclude=exclude,
         family=family,
         max_params=max_params,
@@ -93,26 +97,42 @@ def _print_json(names: list[str]) -> None:
     print(json.dumps([_row(name) for name in names], indent=1))
 
 
-def _print_table(names: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+COLUMNS = (("model", "<"), ("params", ">"), ("GMACs", ">"), ("size", ">"), ("top-1", ">"), ("licence", "<"))
 
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("model", no_wrap=True)
-    for column in ("params", "GMACs", "size", "top-1"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("licence", style="dim", no_wrap=True)
-    for name in names:
-        row = _row(name)
-        _, height, width = row["input_size"]
-        table.add_row(
-            name,
-            f"{row['params'] / 1e6:.1f} M" if row["params"] else "",
-            f"{row['gmacs']:.1f}" if row["gmacs"] else "",
-            str(height) if height == width else f"{height}×{width}",
-            f"{row['top1']:.2f}" if row["top1"] else "",
-            (row["license"] or "not stated") if row["has_weights"] else "no weights",
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"{len(names)} {'model' if len(names) == 1 else 'models'}; `opsin info NAME` shows one.", style="dim")
+
+def _print_table(names: list[str]) -> None:
+    """Written by hand: a library for tables measures every cell again, which takes longer than all else together."""
+    rows = [tuple(title for title, _ in COLUMNS), *map(_cells, names)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "  ".join(f"{{:{side}{width}}}" for (_, side), width in zip(COLUMNS, widths, strict=True))
+    licence = sum(widths[:-1]) + 2 * (len(widths) - 1)  # where that column begins
+    most = get_terminal_size().columns
+    head, *lines = (_fit(form.format(*row).rstrip(), most) for row in rows)
+    print(_style(head, BOLD))
+    sys.stdout.writelines(f"{line[:licence]}{_style(line[licence:], DIM)}\n" for line in lines)
+    print(_style(f"{len(names)} {'model' if len(names) == 1 else 'models'}; `opsin info NAME` shows one.", DIM))
+
+
+def _cells(name: str) -> tuple[str, ...]:
+    row = _row(name)
+    _, height, width = row["input_size"]
+    return (
+        name,
+        f"{row['params'] / 1e6:.1f} M" if row["params"] else "",
+        f"{row['gmacs']:.1f}" if row["gmacs"] else "",
+        str(height) if height == width else f"{height}×{width}",
+        f"{row['top1']:.2f}" if row["top1"] else "",
+        (row["license"] or "not stated") if row["has_weights"] else "no weights",
+    )
+
+
+def _fit(line: str, most: int) -> str:
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+BOLD, DIM = 1, 2  # as terminals number them
+
+
+def _style(text: str, style: int) -> str:
+    plain = not text or os.name != "posix" or os.environ.get("TERM", "dumb") == "dumb"
+    return text if plain else f"\x1b[{style}m{text}\x1b[0m"

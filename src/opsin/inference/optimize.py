@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, names_checked
 from opsin.inference._packed import PackedConv2d, PackedLinear, can_pack, fusable
 from opsin.inference._trace import Links, find_links
 from opsin.layers.conv import Conv2dSame
@@ -61,6 +62,7 @@ class Report:
         return "\n".join(lines + [f"undone: {what}" for what in self.undone])
 
 
+@names_checked
 def prepare_for_inference(
     model: nn.Module,
     *,
@@ -72,9 +74,10 @@ def prepare_for_inference(
 ) -> nn.Module:
     """A copy of a model that gives the same outputs faster; `report(model)` says what was done and how exact it is.
 
-    The result is for inference: in evaluation mode, without gradients. Call it under `torch.inference_mode()`. Outputs,
-    feature maps and `state_dict` of what is left stay usable; maps between a convolution and its norm are gone. It can
-    still be moved, cast, compiled and exported, then with ordinary layers in place of the packed ones.
+    The result is for inference: without gradients, and in evaluation mode, where it stays: `train()` on it, or on a
+    model it is a part of, does nothing, for what training needs is gone. Call it under `torch.inference_mode()`.
+    Outputs, feature maps and `state_dict` of what is left stay usable; maps between a convolution and its norm are
+    gone. It can still be moved, cast, compiled and exported, then with ordinary layers in place of the packed ones.
 
     Args:
         model: any model; of torch's layers it understands convolutions, batch norms, linear layers, activations.
@@ -115,7 +118,25 @@ def prepare_for_inference(
     if tune_allocator:
         done.allocator = keep_freed_memory()
     model.inference_report = done  # type: ignore[assignment]
+    model.train = StayInEval(model)  # type: ignore[method-assign]
     return model
+
+
+class StayInEval:
+    """`train` of a prepared model: norms that are kept would take the statistics of the batch, folded ones cannot.
+
+    The model is held weakly, so that it goes as soon as nobody else holds it, and a copy gets one of its own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = ref(model)
+
+    def __call__(self, mode: bool = True) -> Any:
+        model = self.model()
+        return None if model is None else type(model).train(model, False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StayInEval, (self.model(),)
 
 
 def report(model: nn.Module) -> Report:
@@ -159,7 +180,7 @@ class Bench:
         try:
             with torch.inference_mode():
                 out = self.model(self.x)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise OpsinError(
                 f"{type(self.model).__name__} does not run on an example of shape {tuple(self.x.shape)}: {error}. "
                 "Pass example_input=, a batch as the model takes it."
@@ -197,7 +218,8 @@ class Bench:
 
 
 def _example(model: nn.Module) -> Tensor:
-    """One random image of the size, type and device that the model works with."""
+    """One random image of the size, type and device that the model, or the one wrapped in it, works with."""
+    model = next((m for m in model.modules() if isinstance(m, Model)), model)
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = getattr(model, "in_chans", None) or (conv.in_channels if conv else 3)
     record = getattr(model, "pretrained_cfg", None) or {}
@@ -220,14 +242,27 @@ def _reparameterize(bench: Bench) -> dict[str, Any]:
     """
     modules: list[Any] = list(bench.model.modules())[1:]
     found = [m for m in modules if callable(getattr(m, "reparameterize", None))]
+    count = 0
     for module in reversed(found):  # from the inside out
         merged = copy.deepcopy(module)
-        bench.replace(module, merged.reparameterize() or merged)
-    return {"reparameterized": len(found)}
+        merged = merged.reparameterize() or merged
+        if type(merged) is not type(module) or merged.state_dict().keys() != module.state_dict().keys():
+            bench.replace(module, merged)
+            count += 1
+    return {"reparameterized": count}
 
 
 def _remove_idle(bench: Bench) -> dict[str, Any]:
-    idle = [m for m in bench.model.modules() if type(m) in IDLE]
+    """Of those that run: one that never does may be there for its rate, which its owner reads."""
+    idle: dict[nn.Module, None] = {}
+    handles = [
+        m.register_forward_hook(lambda m, args, out: idle.update({m: None}))
+        for m in bench.model.modules()
+        if type(m) in IDLE
+    ]
+    bench.outputs()
+    for handle in handles:
+        handle.remove()
     for module in idle:
         bench.replace(module, nn.Identity())
     return {"removed": len(idle)}

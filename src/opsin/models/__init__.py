@@ -30,4 +30,10 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module(_HOME.get(name, "opsin.models._registry")), name)
-    raise AttributeError(f"module 'opsin.models' has no attribute {name!r}")
+    from opsin.errors import did_you_mean
+    from opsin.models._index import MODELS
+
+    modules = {*MODELS.values(), "features"}
+    if name in modules:
+        return import_module(f"opsin.models.{name}")
+    raise AttributeError(f"module 'opsin.models' has no attribute {name!r}.{did_you_mean(name, [*__all__, *modules])}")

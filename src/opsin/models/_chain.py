@@ -1,13 +1,20 @@
 """The chain: what a model runs, in order, and where along it features can be taken."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Row", "Stage", "locate", "normalize_indices", "run_stage", "split_blocks", "to_map"]
+from opsin.errors import UnknownArgumentError
+
+__all__ = ["Row", "Stage", "as_it_was_on_error", "locate", "normalize_indices", "run_stage", "split_blocks", "to_map"]
+
+
+PARTS = ("_parameters", "_buffers", "_modules")  # of a module, by name
 
 
 class Stage(NamedTuple):
@@ -63,6 +70,19 @@ def locate(root: nn.Module, path: str):
     for part in path.split("."):
         root = getattr(root, part)
     return root
+
+
+@contextmanager
+def as_it_was_on_error(root: nn.Module) -> Iterator[None]:
+    """Undo what the block has done to the attributes and parts of a module, should it fail."""
+    kept = [(module, {k: dict(v) if k in PARTS else v for k, v in vars(module).items()}) for module in root.modules()]
+    try:
+        yield
+    except Exception:
+        for module, attributes in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+        raise
 
 
 def split_blocks(module, path: str) -> Iterator[tuple[str, Any]]:
@@ -127,19 +147,30 @@ def to_map(x: Tensor, layout: str, output_fmt: str) -> Tensor:
 def normalize_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
     """Indices of feature levels as non-negative ints: None is all, an int n the last n, negatives count from the end.
 
-    Raises IndexError for an index outside the `count` levels and ValueError for a repeated or empty choice.
+    Raises IndexError for an index outside the `count` levels, ValueError for a repeated or empty choice, and
+    UnknownArgumentError for what is no whole number.
     """
     if indices is None:
         return list(range(count))
-    if isinstance(indices, int):
+    if isinstance(indices, str) or not isinstance(indices, Iterable):
+        indices = _level(indices)
         if not 0 < indices <= count:
             raise IndexError(f"asked for the last {indices} feature levels, but the model has {count}")
         return list(range(count - indices, count))
     chosen = []
-    for index in indices:
+    for index in map(_level, indices):
         if not -count <= index < count:
             raise IndexError(f"feature index {index} is out of range: the model has {count} levels, 0 to {count - 1}")
         chosen.append(index % count)
     if not chosen or len(set(chosen)) != len(chosen):
         raise ValueError(f"feature indices must be a choice of different levels, got {list(indices)}")
     return chosen
+
+
+def _level(index: Any) -> int:
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise UnknownArgumentError(
+            f"{index!r} is no feature index: give n for the last n levels, a list of whole numbers, or (for hooks) a "
+            "list of nothing but module names"
+        )
+    return int(index)

@@ -3,9 +3,12 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from typing import Any, Self
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, Self, get_args
 
-from opsin.errors import OpsinError, check_known
+from opsin.errors import OpsinError, UnknownArgumentError, check_known
+from opsin.layers.tuples import to_2tuple
 
 __all__ = ["ModelConfig"]
 
@@ -19,14 +22,29 @@ class ModelConfig:
     global_pool: str = "avg"
     drop_rate: float = 0.0  # dropout before the classifier
 
+    def __post_init__(self) -> None:
+        for name, least in (("num_classes", 0), ("in_chans", 1)):
+            object.__setattr__(self, name, _count(name, getattr(self, name), least))
+        for f in fields(self):
+            if f.name.endswith(("drop_rate", "drop_path_rate")):
+                _check_rate(f.name, getattr(self, f.name))
+        if (size := getattr(self, "img_size", None)) is not None:
+            for side in to_2tuple(size):
+                _count("img_size", side, 1)
+
     @classmethod
     def names(cls) -> list[str]:
         return [f.name for f in fields(cls)]
 
     @classmethod
     def make(cls, owner: str, **kwargs: Any) -> Self:
-        """Build from keywords; an unknown one raises with the nearest right name."""
+        """Build from keywords; an unknown one raises with the nearest right name.
+
+        `None` stands for the default, but where the field's type names it.
+        """
         check_known(kwargs, cls.names(), owner=owner)
+        nullable = {f.name for f in fields(cls) if NoneType in get_args(f.type)}
+        kwargs = {k: v for k, v in kwargs.items() if v is not None or k in nullable}
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
         missing = [name for name in missing if name not in kwargs]
         if missing:
@@ -41,6 +59,21 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, ready for JSON."""
         return _changed(self)
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UnknownArgumentError(f"{name}={value!r}: give a whole number")
+    if value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number from {least} on")
+    return int(value)
+
+
+def _check_rate(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UnknownArgumentError(f"{name}={value!r}: give a number from 0 to 1")
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{name}={value!r}: give a number from 0 to 1")
 
 
 def _changed(record: Any) -> dict[str, Any]:

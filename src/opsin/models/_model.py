@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from opsin.errors import UnknownArgumentError
 from opsin.layers.pool import SelectAdaptivePool2d
 from opsin.layers.weight_init import skip_init
-from opsin.models._chain import Stage, locate, normalize_indices, run_stage, split_blocks, to_map
+from opsin.models._chain import Stage, as_it_was_on_error, locate, normalize_indices, run_stage, split_blocks, to_map
 from opsin.models._config import ModelConfig
 
 __all__ = ["Model", "Outputs", "deferred_init"]
@@ -343,17 +343,15 @@ class Model(nn.Module):
         return tuple(locate(self, path) for path in self.classifier_path)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for `num_classes` (0: none), and another pooling if named."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes={num_classes}: give a positive number, or 0 for no classifier")
+        """A fresh head for `num_classes` (0: none), and another pooling if named. After an error all is as it was."""
         pool = self.config.global_pool if global_pool is None else global_pool
-        self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
-        self.num_classes = num_classes
+        config = replace(self.config, num_classes=num_classes, global_pool=pool)
         like = next((p for p in self.parameters()), None)
         held = (*self.modules(), *self.parameters())  # kept alive: the id of a freed part could be given to a new one
         before = {id(part) for part in held}
-        with skip_init():
-            self.build_head(self.config)
+        with skip_init(), as_it_was_on_error(self):
+            self.config, self.num_classes = config, config.num_classes
+            self.build_head(config)
         for module in self.modules():
             if id(module) not in before:
                 module.training = self.training

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from opsin import catalog
 from opsin.catalog import Accuracy, ModelFacts, PretrainedCfg, natural_key
-from opsin.errors import OpsinError, UnknownModelError, did_you_mean, warn_user
+from opsin.errors import (
+    OpsinError,
+    UnknownArgumentError,
+    UnknownModelError,
+    did_you_mean,
+    names_checked,
+    warn_user,
+)
 from opsin.models._index import MODELS
+from opsin.models._query import Query, best_top1
 from opsin.models._users import (
     USERS,
     DefaultCfg,
@@ -51,7 +59,9 @@ __all__ = [
     "user_entrypoint",
 ]
 
-Names = str | Sequence[str]
+Names = str | Sequence[str] | None
+
+HUB_OWNER = "timm/"  # of most names on the hub; a name may begin with it
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -66,12 +76,17 @@ def user_entrypoint(name: str) -> Callable[..., "nn.Module"] | None:
 
 def split_name(name: str) -> tuple[str, str]:
     """`"resnet34.a1_in1k"` -> `("resnet34", "a1_in1k")`; the tag is empty where there is none."""
-    architecture, _, tag = name.partition(".")
+    architecture, _, tag = name.removeprefix(HUB_OWNER).partition(".")
     return architecture, tag
 
 
 def _exists(architecture: str) -> bool:
     return architecture in MODELS or user_entrypoint(architecture) is not None
+
+
+def _is_today(name: str) -> bool:
+    architecture, tag = split_name(name)
+    return _exists(architecture) and (tag in tags_of(architecture) or (not tag and not name.endswith(".")))
 
 
 def tags_of(architecture: str) -> list[str]:
@@ -87,8 +102,12 @@ def resolve_name(name: str) -> tuple[str, str | None]:
     A former name is followed with a `FutureWarning`. An unknown name or tag raises `UnknownModelError`.
     """
     architecture, tag = split_name(name)
-    if _exists(architecture) and (not tag or tag in tags_of(architecture)):
+    if _is_today(name):
         return architecture, tag or None
+    if ":" in name:
+        raise UnknownModelError(
+            f"{name!r} is a place of weights: create_model opens it, the catalogue has no such name."
+        )
     new = _name_of_today(name)
     if new is not None:
         note = catalog.alias_note(name) or catalog.alias_note(architecture)
@@ -107,7 +126,7 @@ def resolve_name(name: str) -> tuple[str, str | None]:
 def _name_of_today(name: str) -> str | None:
     """What a former name, with or without a weight tag of today, stands for; None where it is no former name."""
     architecture, tag = split_name(name)
-    new = catalog.resolve_alias(name)
+    new = catalog.resolve_alias(name.removeprefix(HUB_OWNER))
     if new is None and tag and (renamed := catalog.resolve_alias(architecture)):
         return f"{split_name(renamed)[0]}.{tag}"
     return new
@@ -115,8 +134,7 @@ def _name_of_today(name: str) -> str | None:
 
 def is_model(name: str) -> bool:
     """Whether `create_model` knows this name: an architecture, `architecture.tag`, or a former name of one."""
-    architecture, tag = split_name(name)
-    if _exists(architecture) and (not tag or tag in tags_of(architecture)):
+    if _is_today(name):
         return True
     new = _name_of_today(name)
     return new is not None and is_model(new)
@@ -182,7 +200,10 @@ list_modules = list_families
 
 
 def _patterns(filters: Names) -> list[str]:
-    return [f for f in ([filters] if isinstance(filters, str) else filters) if f]
+    found = [filters] if isinstance(filters, str) else list(filters) if isinstance(filters, Iterable) else filters or []
+    if not isinstance(found, list) or not all(isinstance(f, str) for f in found):
+        raise UnknownArgumentError(f"{filters!r}: give a name or pattern, or a list of them")
+    return [f for f in found if f]
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -197,11 +218,6 @@ def _check_choice(given: str, known: Iterable[str], *, what: str) -> None:
         raise OpsinError(f"No model has the {what} {given!r}.{hint}")
 
 
-def _fits_size(size: tuple[int, ...], wanted: int | Sequence[int]) -> bool:
-    wanted = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted)
-    return size[-len(wanted) :] == wanted
-
-
 def _weights_of(architecture: str) -> list[PretrainedCfg]:
     """The records of an architecture: one per tag, default first, or a single one without a tag."""
     if architecture in USERS:
@@ -209,45 +225,7 @@ def _weights_of(architecture: str) -> list[PretrainedCfg]:
     return catalog.pretrained_cfgs(architecture)
 
 
-def best_top1(name: str) -> float | None:
-    """ImageNet-1k top-1 (%) of `architecture.tag`, the best over the published image sizes."""
-    return max((record.imagenet_top1 for record in catalog.accuracy(name)), default=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Query:
-    """Conditions on facts. A fact that nobody measured does not fulfil a condition on it."""
-
-    pretrained: bool
-    max_params: float | None
-    min_params: float | None
-    max_gmacs: float | None
-    min_top1: float | None
-    license: list[str]
-    input_size: int | Sequence[int] | None
-
-    def takes_architecture(self, name: str) -> bool:
-        if self.max_params is None and self.min_params is None and self.max_gmacs is None:
-            return True
-        if name in USERS:
-            return False
-        facts = catalog.model_facts(name)
-        return (
-            (self.max_params is None or facts.params <= self.max_params)
-            and (self.min_params is None or facts.params >= self.min_params)
-            and (self.max_gmacs is None or (facts.gmacs is not None and facts.gmacs <= self.max_gmacs))
-        )
-
-    def takes_weights(self, cfg: PretrainedCfg) -> bool:
-        if self.pretrained and not cfg.has_weights:
-            return False
-        if self.min_top1 is not None and ((top1 := best_top1(cfg.name)) is None or top1 < self.min_top1):
-            return False
-        if self.license and not any(fnmatchcase(cfg.license or "", pattern) for pattern in self.license):
-            return False
-        return self.input_size is None or _fits_size(cfg.input_size, self.input_size)
-
-
+@names_checked
 def list_models(
     filter: Names = "",
     module: Names = "",
@@ -284,7 +262,7 @@ def list_models(
 
     `min_top1`, `license` and `input_size` are facts of weight tags: where tags are listed, those tags that fulfil all
     of them; else the architectures of which one tag does. What nobody measured does not fulfil a condition.
-    Raises `OpsinError` for an unknown family or licence, with the nearest right one.
+    `None` stands for the default. Raises `OpsinError` for an unknown family or licence, with the nearest right one.
     """
     load_entry_points()
     families = [*_patterns(module), *_patterns(family)]
@@ -295,8 +273,8 @@ def list_models(
         _check_choice(
             name, {w.license for a in {**MODELS, **USERS} for w in _weights_of(a) if w.license}, what="license"
         )
-    query = _Query(
-        pretrained=pretrained,
+    query = Query(
+        pretrained=bool(pretrained),
         max_params=max_params,
         min_params=min_params,
         max_gmacs=max_gmacs,
@@ -320,9 +298,11 @@ def list_models(
     return sorted(found, key=natural_key)
 
 
-def list_pretrained(filter: Names = "", **conditions: Any) -> list[str]:
+def list_pretrained(filter: Names = "", exclude_filters: Names = "", **conditions: Any) -> list[str]:
     """Every `architecture.tag` that has weights; takes the conditions of `list_models`."""
-    return list_models(filter, pretrained=True, include_tags=True, **conditions)
+    if conditions.setdefault("pretrained", True) is False:
+        raise UnknownArgumentError("list_pretrained lists what has weights; for pretrained=False use list_models")
+    return list_models(filter, exclude_filters=exclude_filters, **(conditions | {"pretrained": True}))
 
 
 # --- everything about one model ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from opsin.layers.patch_embed import PatchEmbed
 from opsin.layers.pos_embed import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table
 from opsin.layers.rel_pos_bias import RelPosTable
 from opsin.layers.weight_init import trunc_normal_
-from opsin.models._chain import Stage
+from opsin.models._chain import Stage, as_it_was_on_error
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
 from opsin.models._token import TokenModel, global_pool_nlc
@@ -215,8 +215,9 @@ class Beit(TokenModel, config=Config):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """As for every model; the final norm stays before or behind the pool, where its trained values belong."""
-        self.config = replace(self.config, use_fc_norm=not isinstance(self.fc_norm, nn.Identity))
-        super().reset_classifier(num_classes, global_pool)
+        with as_it_was_on_error(self):
+            self.config = replace(self.config, use_fc_norm=not isinstance(self.fc_norm, nn.Identity))
+            super().reset_classifier(num_classes, global_pool)
 
     def remove_head(self) -> None:
         super().remove_head()

@@ -3,12 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from opsin.errors import UnknownArgumentError, did_you_mean
+from opsin.errors import UnknownArgumentError, check_choice, did_you_mean
 from opsin.models._chain import locate, normalize_indices, run_stage, to_map
 from opsin.models._foreign import check_output_fmt, cut_chain, drop_head, input_channels
 from opsin.models._model import Model
@@ -82,6 +83,7 @@ class FeatureListNet(nn.ModuleDict):
         check_output_fmt(model, output_fmt)
         self.feature_info = FeatureInfo(model.feature_info, out_indices)  # type: ignore[arg-type]
         self.output_fmt, self.layout = output_fmt, getattr(model, "layout", "NCHW")
+        self.config, self.pretrained_cfg = getattr(model, "config", None), getattr(model, "pretrained_cfg", {})
         self.grad_checkpointing = False
         self.taken = list(self.feature_info.out_indices)
         if isinstance(model, Model):
@@ -259,8 +261,7 @@ def _catch(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
     handles = []
     for name in names:
         path, item = hook_point(model, name)
-        keep = lambda m, args, out, n=name, i=item: caught.__setitem__(n, out if i is None else out[i])  # noqa: E731
-        handles.append(model.get_submodule(path).register_forward_hook(keep))
+        handles.append(model.get_submodule(path).register_forward_hook(partial(_keep, caught, name, item)))
     try:
         body: Any = getattr(model, "forward_features", model)
         body(x)
@@ -272,6 +273,12 @@ def _catch(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
     if several := [n for n in names if not isinstance(caught[n], Tensor)]:
         raise UnknownArgumentError(f"several maps leave {several[0]}; choose a module that gives one")
     return [caught[n] for n in names]
+
+
+def _keep(caught: dict[str, Any], name: str, item: int | None, module: nn.Module, args: Any, out: Any) -> None:
+    """A copy of what leaves a module: an activation behind it may write into the original."""
+    out = out if item is None else out[item]
+    caught[name] = out.clone() if isinstance(out, Tensor) else out
 
 
 def _measure(model: nn.Module, names: list[str], input_size: tuple[int, int, int]) -> list[dict[str, Any]]:
@@ -287,7 +294,13 @@ def _measure(model: nn.Module, names: list[str], input_size: tuple[int, int, int
     return rows
 
 
-FORMS = ("list", "dict", "hook", "getter")
+# form -> the arguments it takes
+FORMS: dict[str, tuple[str, ...]] = {
+    "list": ("output_fmt",),
+    "dict": ("output_fmt", "out_map"),
+    "hook": ("out_map", "return_dict", "input_size"),
+    "getter": ("output_fmt", "out_map", "return_dict", "norm", "prune"),
+}
 
 
 def feature_net(
@@ -302,20 +315,24 @@ def feature_net(
     your own that is called with the model and `out_indices`."""
     if not isinstance(feature_cls, str):
         return feature_cls(model, out_indices=out_indices, **kwargs)
-    if isinstance(out_indices, list | tuple) and any(isinstance(i, str) for i in out_indices):
+    check_choice(feature_cls, FORMS, what="feature_cls")
+    if isinstance(out_indices, list | tuple) and out_indices and all(isinstance(i, str) for i in out_indices):
         feature_cls = "hook"
+    chain = model.chain if isinstance(model, Model) else ()
+    tokens = getattr(model, "layout", "") == "NLC"  # only the model itself knows how they make a map
+    if feature_cls in ("list", "dict") and (
+        tokens or not all(split_method(model, path)[0] for stage in chain for path in stage.run)
+    ):
+        kwargs = {"return_dict": feature_cls == "dict"} | kwargs
+        feature_cls = "getter"
+    for name in kwargs:
+        if name not in FORMS[feature_cls]:
+            others = [repr(form) for form, names in FORMS.items() if name in names]
+            hint = f" It goes with {' or '.join(others)}." if others else did_you_mean(name, FORMS[feature_cls])
+            raise UnknownArgumentError(f"feature_cls={feature_cls!r} takes no {name}.{hint}")
     if feature_cls in ("list", "dict"):
-        as_dict = feature_cls == "dict"
-        chain = model.chain if isinstance(model, Model) else ()
-        tokens = getattr(model, "layout", "") == "NLC"  # only the model itself knows how they make a map
-        if not tokens and all(split_method(model, path)[0] for stage in chain for path in stage.run):
-            net = FeatureDictNet if as_dict else FeatureListNet
-            return net(model, out_indices, flatten_sequential=flatten, **kwargs)
-        return FeatureGetterNet(model, out_indices, return_dict=as_dict, **kwargs)  # type: ignore[arg-type]
-    if feature_cls == "hook":
-        return FeatureHookNet(model, out_indices, **kwargs)
-    if feature_cls == "getter":
-        return FeatureGetterNet(model, out_indices, **kwargs)  # type: ignore[arg-type]
-    raise UnknownArgumentError(
-        f"feature_cls={feature_cls!r}.{did_you_mean(feature_cls, FORMS)} Known: {', '.join(FORMS)}"
-    )
+        kwargs["flatten_sequential"] = flatten
+    nets: dict[str, Any] = {
+        "list": FeatureListNet, "dict": FeatureDictNet, "hook": FeatureHookNet, "getter": FeatureGetterNet
+    }  # fmt: skip
+    return nets[feature_cls](model, out_indices, **kwargs)

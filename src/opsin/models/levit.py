@@ -73,7 +73,9 @@ class LinearNorm(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Take the norm, as it is in evaluation, into the linear layer."""
+        """Take the norm, as it is in evaluation, into the linear layer; a second call finds nothing to do."""
+        if isinstance(self.bn, nn.Identity):
+            return
         old, bn = self.linear, self.bn
         gain = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
         self.linear = nn.Linear(old.in_features, old.out_features).to(old.weight)

@@ -44,6 +44,7 @@ class MaxxVit(HeadedModel, config=Config):
         if not len(c.embed_dim) == len(c.block_type) == count:
             raise ValueError(f"depths={c.depths}, embed_dim={c.embed_dim}, block_type={c.block_type}: one per stage")
         check_init(c.weight_init)
+        check_size(c)
         self.stem = Stem(c)
         self.stages = nn.Sequential()
         chain, width = [Stage(("stem",), self.stem.out_chs, 2, checkpoint=False)], self.stem.out_chs
@@ -95,6 +96,7 @@ class MaxxVit(HeadedModel, config=Config):
             transformer_grid_size=grid_size,
             transformer_partition_ratio=partition_ratio or self.config.transformer_partition_ratio,
         )
+        check_size(c)
         for i, stage in enumerate(self.stages):
             for module in stage.modules():
                 if isinstance(module, TransformerBlock2d):
@@ -153,6 +155,24 @@ def stage_size(c: Config, stage: int) -> tuple[int, int]:
     """(height, width) of the map that leaves a stage."""
     height, width = to_2tuple(c.img_size)
     return -(-height // 2 ** (stage + 2)), -(-width // 2 ** (stage + 2))
+
+
+def check_size(c: Config) -> None:
+    """Refuse images whose maps are odd where a pool without padding halves them: position biases would be too many."""
+    kinds = [(kind,) if isinstance(kind, str) else tuple(kind) for kind in c.block_type]
+    whole = [i for i, kind in enumerate(kinds) if "T" in kind and c.transformer_rel_pos_type]
+    for i in range(max(whole, default=-1) + 1):
+        pools = [c.transformer_pool_type]
+        if kinds[i][0] != "T":
+            pools = [c.conv_pool_type, *([c.conv_downsample_pool_type] if c.conv_stride_mode == "pool" else [])]
+            pools = [] if c.conv_padding == "same" else pools
+        if any(pool.endswith("2") for pool in pools) and any(side % 2 for side in stage_size(c, i - 1)):
+            unit, sides = 2 ** (whole[-1] + 2), to_2tuple(c.img_size)
+            near = [max(unit, round(side / unit) * unit) for side in sides]
+            raise ValueError(
+                f"img_size={sides}: a map of {stage_size(c, i - 1)} cannot be halved; sides that are multiples of "
+                f"{unit} work, such as {tuple(near)}"
+            )
 
 
 def adapt(state_dict: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:

@@ -39,8 +39,8 @@ class Config(ModelConfig):
     drop_path_rate: float = 0.0
     proj_drop_rate: float = 0.0
     layer_scale_init_values: Any = None  # start of a scale on the branches; None for none
-    res_scale_init_values: Any = (None, None, 1.0, 1.0)  # and on what they are added to
-    downsample_norm: Any = "LayerNorm2dNoBias"
+    res_scale_init_values: Any | None = (None, None, 1.0, 1.0)  # and on what they are added to
+    downsample_norm: Any | None = "LayerNorm2dNoBias"
     norm_layers: Any = "LayerNorm2dNoBias"
     output_norm: Any = "layernorm2d"
     use_mlp_head: bool = True  # a hidden layer in the classifier

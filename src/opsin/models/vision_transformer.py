@@ -25,7 +25,7 @@ from opsin.layers.patch_dropout import PatchDropout
 from opsin.layers.patch_embed import PatchEmbed
 from opsin.layers.pos_embed import resample_abs_pos_embed
 from opsin.layers.weight_init import trunc_normal_
-from opsin.models._chain import Stage
+from opsin.models._chain import Stage, as_it_was_on_error
 from opsin.models._config import ModelConfig
 from opsin.models._family import Family
 from opsin.models._index import MODELS
@@ -238,8 +238,9 @@ class VisionTransformer(TokenModel, config=Config):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """As for every model; the final norm stays before or behind the pool, where its trained values belong."""
-        self.settle_norms()
-        super().reset_classifier(num_classes, global_pool)
+        with as_it_was_on_error(self):
+            self.settle_norms()
+            super().reset_classifier(num_classes, global_pool)
 
     def settle_norms(self) -> None:
         """Make the config say where the final norm is."""

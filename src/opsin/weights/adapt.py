@@ -6,12 +6,13 @@ What depends on the image size is resampled by `opsin.layers.pos_embed`, which t
 import torch
 from torch import Tensor
 
-from opsin.errors import WeightsError
+from opsin.errors import WeightsError, did_you_mean
 from opsin.layers.pos_embed import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table
 
 __all__ = [
     "INPUT_STRATEGIES",
     "adapt_input_conv",
+    "check_strategy",
     "resample_abs_pos_embed",
     "resample_patch_embed",
     "resize_rel_pos_bias_table",
@@ -24,6 +25,12 @@ INPUT_STRATEGIES = {
     "colours of each position are adapted",
     "mean": "every new channel gets the mean kernel, rescaled so that the response to grey stays",
 }
+
+
+def check_strategy(strategy: str) -> None:
+    if strategy not in INPUT_STRATEGIES:
+        hint = did_you_mean(strategy, INPUT_STRATEGIES) or f" There are {', '.join(INPUT_STRATEGIES)}."
+        raise WeightsError(f"no input strategy {strategy!r}.{hint}")
 
 
 def adapt_input_conv(weight: Tensor, in_chans: int, *, strategy: str | None = None) -> Tensor:
@@ -39,8 +46,8 @@ def adapt_input_conv(weight: Tensor, in_chans: int, *, strategy: str | None = No
     Raises:
         WeightsError: a stem that does not see three colours and no strategy is named, or it does not apply.
     """
-    if strategy is not None and strategy not in INPUT_STRATEGIES:
-        raise WeightsError(f"no input strategy {strategy!r}; there are {', '.join(INPUT_STRATEGIES)}")
+    if strategy is not None:
+        check_strategy(strategy)
     outputs, inputs, *rest = weight.shape
     if strategy == "mean":
         wide = weight.float().mean(dim=1, keepdim=True) * (inputs / in_chans)
