@@ -1,5 +1,6 @@
 """The errors opsin raises: one clear message each, with the nearest right name or the fix."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ __all__ = [
     "WeightsError",
     "check_choice",
     "check_known",
+    "check_place",
     "did_you_mean",
     "warn_user",
 ]
@@ -62,6 +64,17 @@ def check_known(given: Iterable[str], known: Iterable[str], *, owner: str) -> No
         if word not in known:
             hint = did_you_mean(word, known) or f" It takes: {', '.join(known)}."
             raise UnknownArgumentError(f"{owner} takes no argument {word!r}.{hint}")
+
+
+def check_place(path: Path) -> None:
+    """Raise `OpsinError` for a file that cannot be written where it is to be."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise OpsinError(f"{path} is a folder; name a file")
+    if not folder.is_dir():
+        raise OpsinError(f"{path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OpsinError(f"{path}: the folder {folder} is not to be written to")
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
