@@ -156,12 +156,12 @@ class Predictor:
         _check_topk(topk)
         if not (_is_one(images) or isinstance(images, Iterable)) or isinstance(images, Tensor):
             raise OpsinError(f"this takes one picture, or an iterable of pictures, not {type(images).__name__}")
-        images = iter([images] if _is_one(images) else images)  # type: ignore[arg-type, list-item]
+        pictures: Iterator[Any] = iter([images] if _is_one(images) else images)  # type: ignore[arg-type, list-item]
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="opsin-read")
         waiting: deque[tuple[str, Future[Tensor]]] = deque()
 
         def refill() -> None:
-            for image in itertools.islice(images, 2 * self.batch_size - len(waiting)):
+            for image in itertools.islice(pictures, 2 * self.batch_size - len(waiting)):
                 waiting.append((describe(image), pool.submit(self._read, image)))
 
         try:
