@@ -1,11 +1,13 @@
-"""What the tests share: families, small variants of them, seeded weights, ports."""
+"""What the tests share: families, small variants of them, seeded weights, pictures, ports."""
 
 import socket
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import opsin
@@ -148,3 +150,11 @@ def config_args(arch: str) -> dict[str, Any]:
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
+
+
+def photo(height: int = 60, width: int = 80, seed: int = 0) -> Image.Image:
+    """Smooth colours with some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    noise = rng.integers(0, 20, (height, width, 3))
+    return Image.fromarray((np.asarray(coarse) // 1.2 + noise).clip(0, 255).astype(np.uint8))

@@ -311,11 +311,20 @@ def test_kept_ratio_is_the_judges(mode, size, monkeypatch):
         assert torch.equal(got, expected)
         fast = TrainTransform(size, **options)(image, rng=rng() if mode == "rkrc" else Always())
         assert difference(fast, expected)[1] <= 3
-    places = {transforms._anywhere(70, 64, rng(i)) for i in range(200)}
+    places = {transforms.anywhere(70, 64, rng(i)) for i in range(200)}
     assert places == set(range(-6, 1))
-    assert {transforms._anywhere(60, 64, rng(i)) for i in range(200)} == set(range(5))
-    shrunk = TrainTransform(64, train_crop_mode="rkrr", scale=(0.5, 0.5), **PLAIN, interpolation="bilinear")
-    assert (shrunk(PHOTO, rng=Always()) == 0).float().mean() > 0.3  # black all around
+    assert {transforms.anywhere(60, 64, rng(i)) for i in range(200)} == set(range(5))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])  # a part of the picture, or mirrored around it
+def test_kept_ratio_takes_the_share_that_the_judges_takes(scale, exact):
+    options = {"train_crop_mode": "rkrc", "scale": (scale, scale), "ratio": (1.4, 1.4)}
+    options |= {"interpolation": "bilinear", "hflip": 0.0, "color_jitter": None}
+    peer = judge_transform(64, is_training=True, normalize=False, **options)
+    peer.transforms[0].random_scale_prob = peer.transforms[0].random_aspect_prob = 1.0
+    got = TrainTransform(64, **options, exact=exact)(PHOTO, rng=Always())
+    assert difference(got, peer(PHOTO))[1] <= (0 if exact else 3)
 
 
 @pytest.mark.parametrize("exact", [False, True])

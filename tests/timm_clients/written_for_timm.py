@@ -380,11 +380,10 @@ def test_data() -> None:
     assert config["mean"] == IMAGENET_DEFAULT_MEAN
     transform = create_transform(**config, auto_augment="rand-m9-mstd0.5", re_prob=0.25)
     assert transform(Image.new("RGB", (300, 200))).shape == (3, 224, 224)
-    training = create_transform(**config, is_training=True)
-    with pytest.raises(Exception, match="no training transform"):
-        training(Image.new("RGB", (300, 200)))
-    with pytest.raises(Exception, match="normalize"):
-        create_transform(**config, normalize=False)
+    training = create_transform(**config, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
+    assert training(Image.new("RGB", (300, 200))).shape == (3, 224, 224)
+    with pytest.raises(Exception, match="tf_preprocessing"):
+        create_transform(**config, tf_preprocessing=True)
     info = ImageNetInfo(infer_imagenet_subset(model))
     assert info.num_classes() == 1000
     assert info.index_to_label_name(0) == "n01440764"

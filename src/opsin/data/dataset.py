@@ -20,7 +20,7 @@ from opsin.data.readers import Reader, Record, StreamReader, open_reader
 from opsin.data.samplers import Draw, Size
 from opsin.errors import ImageError, OpsinError
 
-__all__ = ["ImageDataset", "Sample", "Skip", "StreamDataset", "create_dataset"]
+__all__ = ["ImageDataset", "Sample", "Skip", "StreamDataset", "create_dataset", "with_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class _Prepare:
             else:
                 image = _with_global_randomness(self.transform, record.image, rng)
         except ImageError as error:
-            raise ImageError(_with_name(str(error), record.name)) from error
+            raise ImageError(with_name(str(error), record.name)) from error
         except Exception as error:
             error.add_note(f"while transforming {record.name}")
             raise
@@ -178,7 +178,7 @@ def create_dataset(
     return kind(reader, transform, target_transform=target_transform, seed=seed)  # type: ignore[arg-type]
 
 
-def _with_name(reason: str, name: str) -> str:
+def with_name(reason: str, name: str) -> str:
     """Errors from encoded bytes cannot know where they came from."""
     if name in reason:
         return reason

@@ -223,12 +223,14 @@ def match_classes(classes: Sequence[str], labels: Sequence[str], *, owner: str =
     return ClassMap(tuple(labels), _places(labels)).indices(classes, owner=owner, name="the model")
 
 
-def real_targets(names: Iterable[str]) -> list[tuple[int, ...]]:
+def real_targets(names: Iterable[str], *, source: str | os.PathLike[str] | None = None) -> list[tuple[int, ...]]:
     """ReaL: the classes that pictures of ImageNet's validation set truly show, by their file names; () where none.
+
+    `source` is a JSON file of the labels, a list for each picture in order; None takes those of the catalog.
 
     Raises `OpsinError` for a name without `ILSVRC2012_val_` and a number from 1 to 50000.
     """
-    labels = real_labels()
+    labels = real_labels() if source is None else json.loads(Path(source).read_text())
     rows = []
     for name in names:
         found = re.search(r"ILSVRC2012_val_(\d{8})\b", name)

@@ -49,12 +49,13 @@ def resize_to_window(
     size: tuple[int, int],
     interpolation: str,
     *,
-    fill: Sequence[int] | int = 0,
+    fill: Sequence[int] | int | None = 0,
     exact: bool = False,
 ) -> np.ndarray:
     """The picture resized to `full` (height, width) and pasted at `offset` (down, right) on a canvas of `size`.
 
-    The offset is negative where the picture is cut, positive where the canvas, of colour `fill`, shows.
+    The offset is negative where the picture is cut, positive where the canvas shows: of colour `fill`, or if that is
+    None the picture mirrored.
     """
     torchs = interpolation in SUPPORT and not exact
     sides = (picture.height, picture.width)
@@ -73,6 +74,9 @@ def resize_to_window(
         window = resize(pixels, full, interpolation, exact=True)[rows, columns]
     if tuple(count) == size:
         return window
+    if fill is None:
+        around = [(p, s - p - n) for p, s, n in zip(place, size, count, strict=True)]
+        return np.pad(window, [*around, (0, 0)], mode="reflect")
     canvas = np.empty((*size, pixels.shape[2]), np.uint8)
     canvas[:] = fill
     canvas[place[0] : place[0] + count[0], place[1] : place[1] + count[1]] = window

@@ -25,7 +25,7 @@ from opsin.data.preprocess import FILTERS, HUGE, Preprocess, centred
 from opsin.data.resample import SUPPORT, largest_reduction, resize, resize_to_window
 from opsin.errors import OpsinError, check_choice, warn_user
 
-__all__ = ["EvalTransform", "TrainTransform", "TrainingPreprocess"]
+__all__ = ["EvalTransform", "TrainTransform", "TrainingPreprocess", "anywhere", "draw_crop", "draw_size"]
 
 Source = bytes | np.ndarray | Image.Image
 CROP_MODES = ("rrc", "rkrc", "rkrr")
@@ -72,12 +72,12 @@ class TrainTransform:
 
     Args:
         size: side, or (height, width), of what comes out; a call may ask for another.
-        scale: share of the picture's area that a crop covers, least and most; (0.08, 1) for `rrc`. For the others the
-            factor of a random change of scale; (0.8, 1).
+        scale: share of the picture's area that a crop covers, least and most; (0.08, 1) for `rrc`, (0.8, 1) for the
+            others, where it is of the largest crop of the size's aspect.
         ratio: aspect ratios of the crops, (3/4, 4/3) for `rrc`. For the others the aspect factor; (0.9, 1/0.9).
         train_crop_mode: `rrc`: a crop of random area and aspect, resized (Inception). `rkrc`, `rkrr`: the short side
             fits, half of the time each with a random change of scale and of aspect, then the middle (`rkrc`) or a
-            random part (`rkrr`) is cut out, on black where the picture is smaller.
+            random part (`rkrr`) is cut out, the picture mirrored where it is smaller.
         interpolation: a filter of `Preprocess`, or `random`: bilinear or bicubic, drawn for each picture.
         hflip, vflip: probabilities to mirror left and right, top and bottom.
         auto_augment: a policy's string, as `parse_policy` takes it.
@@ -146,16 +146,19 @@ class TrainTransform:
         Raises:
             ImageError: the picture cannot be read, or has not as many channels as `mean` has values.
         """
-        size = self.size if size is None else size
-        picture = open_picture(image, channels=len(self.mean))
-        crop = self._resized_crop if self.train_crop_mode == "rrc" else self._kept_ratio
-        pixels = self._flipped(crop(picture, size, rng), rng)
+        pixels = self.flip(self.crop(image, rng, size), rng)
         if not self.num_aug_splits:
-            return _tensor(self._augmented(pixels, rng))
-        others = (self._augmented(pixels, rng) for _ in range(self.num_aug_splits - 1))
+            return _tensor(self.augment(pixels, rng))
+        others = (self.augment(pixels, rng) for _ in range(self.num_aug_splits - 1))
         return torch.stack([_tensor(pixels), *map(_tensor, others)])
 
     # --- geometry
+
+    def crop(self, image: Source, rng: np.random.Generator, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The first step alone: the pixels (H, W, C) of a random crop, resized."""
+        picture = open_picture(image, channels=len(self.mean))
+        cut = self._resized_crop if self.train_crop_mode == "rrc" else self._kept_ratio
+        return cut(picture, self.size if size is None else size, rng)
 
     def _filter(self, rng: np.random.Generator) -> str:
         return RANDOM[rng.integers(2)] if self.interpolation == "random" else self.interpolation
@@ -174,15 +177,16 @@ class TrainTransform:
         return resize(pixels[rows, columns], size, interpolation, exact=self.exact)
 
     def _kept_ratio(self, picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        full = draw_size(rng, picture.height, picture.width, size, scale=self.scale, ratio=self.ratio)
+        full = draw_size(rng, picture.height, picture.width, size, scale=self.scale, ratio=self.ratio, area=True)
         interpolation = self._filter(rng)
         down, right = (
-            _anywhere(have, want, rng) if self.train_crop_mode == "rkrr" else centred(have, want)
+            anywhere(have, want, rng) if self.train_crop_mode == "rkrr" else centred(have, want)
             for have, want in zip(full, size, strict=True)
         )
-        return resize_to_window(picture, full, (down, right), size, interpolation, exact=self.exact)
+        return resize_to_window(picture, full, (down, right), size, interpolation, fill=None, exact=self.exact)
 
-    def _flipped(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def flip(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The second step alone: pixels (H, W, C), mirrored by chance."""
         axes = [axis for axis, p in ((2, self.hflip), (1, self.vflip)) if rng.random() < p]
         # torch mirrors interleaved pixels many times faster than NumPy copies a mirrored view
         return torch.from_numpy(pixels).permute(2, 0, 1).flip(axes).permute(1, 2, 0).numpy() if axes else pixels
@@ -198,7 +202,8 @@ class TrainTransform:
             )
         return self._policies[size]
 
-    def _augmented(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def augment(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The last step alone: pixels (H, W, C) after policy, jitter, grey and blur."""
         if self.auto_augment is not None:
             height, width, _ = pixels.shape
             pixels = self._policy((height, width))(np.ascontiguousarray(pixels), rng)
@@ -270,17 +275,28 @@ def draw_size(
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    scale_prob: float = 0.5,
+    ratio_prob: float = 0.5,
+    longest: float = 0.0,
+    area: bool = False,
 ) -> tuple[int, int]:
-    """(height, width) to resize to: what covers `target`, half of the time each with another scale and other aspect."""
-    covers = min(height / target[0], width / target[1])
-    factor = rng.uniform(*scale) if rng.random() < 0.5 else 1.0
+    """(height, width) to resize to: what covers `target`, at these probabilities with another scale and other aspect.
+
+    `longest` from 0 to 1 goes from the size that covers the target to the one that lies in it. `scale` is of the sides,
+    or with `area` the share of the picture that the target then covers.
+    """
+    covers, lies_in = sorted((height / target[0], width / target[1]))
+    shrink = covers + longest * (lies_in - covers)
+    factor = rng.uniform(*scale) if rng.random() < scale_prob else 1.0
+    if area:
+        factor = 1 / math.sqrt(factor)
     stretch = 1.0
-    if rng.random() < 0.5:
+    if rng.random() < ratio_prob:
         stretch = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])) / 2)
-    return max(round(height * factor / stretch / covers), 1), max(round(width * factor * stretch / covers), 1)
+    return max(round(height * factor / stretch / shrink), 1), max(round(width * factor * stretch / shrink), 1)
 
 
-def _anywhere(have: int, want: int, rng: np.random.Generator) -> int:
+def anywhere(have: int, want: int, rng: np.random.Generator) -> int:
     """An offset that leaves a length inside a canvas of length `want`, or the canvas inside it."""
     gap = want - have
     return int(rng.integers(min(gap, 0), max(gap, 0), endpoint=True))

@@ -29,7 +29,7 @@ from opsin.data.augment.ops import blend
 from opsin.data.preprocess import FILTERS
 from opsin.errors import OpsinError, check_choice
 
-__all__ = ["AugMix", "AutoAugment", "Policy", "RandAugment", "parse_policy"]
+__all__ = ["AugMix", "AutoAugment", "Policy", "RandAugment", "make_policy", "parse_policy", "subpolicies"]
 
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -245,17 +245,27 @@ def parse_policy(
     Raises:
         OpsinError: an unknown policy, key or set, a value that makes no sense; names the nearest right one.
     """
-    kind, *words = spec.split("-")
-    check_choice(kind, KEYS, what="augmentation policy", where=spec)
     check_choice(interpolation, (*FILTERS, "random"), what="interpolation")
-    options = _read_options(kind, words, spec)
     setting = Setting(
         fill=tuple(mean),
         interpolation=("bilinear", "bicubic") if interpolation == "random" else (interpolation,),
         translate_pixels=int(min(img_size) * 0.45),
-        translate_share=0.3 if kind == "augmix" else 0.45,
+        translate_share=translate_share(spec),
         exact=exact,
     )
+    return make_policy(spec, setting)
+
+
+def translate_share(spec: str) -> float:
+    """How far TranslateX/YRel go at magnitude 10 in the policy of a string."""
+    return 0.3 if spec.partition("-")[0] == "augmix" else 0.45
+
+
+def make_policy(spec: str, setting: Setting) -> Policy:
+    """The policy that a string stands for, its geometric operations as the setting says; see `parse_policy`."""
+    kind, *words = spec.split("-")
+    check_choice(kind, KEYS, what="augmentation policy", where=spec)
+    options = _read_options(kind, words, spec)
     deviation = math.inf if options["mstd"] > UNIFORM_ABOVE else options["mstd"]
     make = partial(Operation, setting=setting, deviation=deviation)
     if kind == "rand":
@@ -265,16 +275,20 @@ def parse_policy(
         return AugMix(
             operations=operations, alpha=options["a"], width=options["w"], depth=options["d"], blended=options["b"]
         )
-    rows = [line.split() for line in AUTO[kind].strip().splitlines()]
     return AutoAugment(
         [
-            [
-                make(name=name, probability=float(probability), magnitude=float(magnitude))
-                for name, probability, magnitude in zip(row[::3], row[1::3], row[2::3], strict=True)
-            ]
-            for row in rows
+            [make(name=name, probability=probability, magnitude=magnitude) for name, probability, magnitude in row]
+            for row in subpolicies(kind)
         ]
     )
+
+
+def subpolicies(kind: str) -> list[list[tuple[str, float, float]]]:
+    """The rows of an AutoAugment policy: of each operation its name, probability and magnitude."""
+    rows = [line.split() for line in AUTO[kind].strip().splitlines()]
+    return [
+        [(name, float(p), float(m)) for name, p, m in zip(row[::3], row[1::3], row[2::3], strict=True)] for row in rows
+    ]
 
 
 def _rand(options: Mapping[str, Any], make: Callable[..., Operation], spec: str) -> RandAugment:

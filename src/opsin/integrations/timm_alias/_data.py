@@ -1,14 +1,11 @@
-"""What `timm.data` shows: label sets, constants, and the evaluation transform."""
+"""What `timm.data` shows of label sets, and its constants."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from opsin import catalog
-from opsin.data import preprocess
-from opsin.data.preprocess import Preprocess
-from opsin.errors import OpsinError
 
-__all__ = ["ImageNetInfo", "create_transform", "infer_imagenet_subset"]
+__all__ = ["ImageNetInfo", "infer_imagenet_subset"]
 
 DEFAULT_CROP_MODE = "center"
 
@@ -57,51 +54,3 @@ class ImageNetInfo:
 
     def label_name_to_description(self, label: str, detailed: bool = False) -> str:
         return catalog.label_descriptions(self.labels.name, detailed=detailed)[label]
-
-
-class ToTensor(Preprocess):
-    """The evaluation transform with the face of a composed one. transformers looks for this class name in `transforms`
-    to know that pictures go in, not tensors."""
-
-    @property
-    def transforms(self) -> list["ToTensor"]:
-        return [self]
-
-
-class NoTrainingTransform:
-    """Stands where a training transform was asked for, and says on use that there is none."""
-
-    def __call__(self, image: Any) -> Any:
-        raise OpsinError(
-            "opsin, which stands in for timm here, has no training transform: use your own, such as torchvision's, "
-            "or create_transform(..., is_training=False) for evaluation"
-        )
-
-    @property
-    def transforms(self) -> list[Any]:
-        return [self]
-
-
-# what timm's create_transform takes for training, and passes over when it makes the evaluation transform
-_TRAINING = frozenset({
-    "no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob",
-    "grayscale_prob", "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count", "re_num_splits",
-    "separate",
-})  # fmt: skip
-_OTHER = {"use_prefetcher": False, "normalize": True, "tf_preprocessing": False, "naflex": False}
-
-
-def create_transform(input_size: Any = 224, is_training: bool = False, **kwargs: Any) -> Any:
-    """The evaluation transform from the figures of `resolve_data_config`.
-
-    With `is_training` it is an object that raises when it is called: transformers makes both and uses one. Figures of
-    training are passed over for evaluation, as in timm; what would change the result and is not to be had raises.
-    """
-    if is_training:
-        return NoTrainingTransform()
-    kwargs = {name: value for name, value in kwargs.items() if name not in _TRAINING and value is not None}
-    for name, only in _OTHER.items():
-        if (value := kwargs.pop(name, only)) != only:
-            raise OpsinError(f"create_transform({name}={value}): opsin has {name}={only} only")
-    made = preprocess.create_transform(input_size, **kwargs)
-    return ToTensor(**{name: getattr(made, name) for name in Preprocess.__dataclass_fields__})

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from opsin import catalog
+from opsin.integrations.timm_alias._data_names import DATA, DATA_MODULES
 from opsin.models._index import MODELS
 
 __all__ = ["Absent", "child_names", "is_known", "is_unbuilt", "lookup", "public_names"]
@@ -125,15 +126,8 @@ def _layers() -> View:
     return View(_layer_homes(), _LAYERS)
 
 
-# --- data, utils -----------------------------------------------------------------------------------------------------
+# --- utils -----------------------------------------------------------------------------------------------------------
 
-_DATA = (
-    _at(f"{HERE}._data", "DEFAULT_CROP_MODE", "IMAGENET_DPN_MEAN", "IMAGENET_DPN_STD")
-    | _at(f"{HERE}._data", "IMAGENET_INCEPTION_MEAN", "IMAGENET_INCEPTION_STD", "OPENAI_CLIP_MEAN", "OPENAI_CLIP_STD")
-    | _at(f"{HERE}._data", "ImageNetInfo", "create_transform", "infer_imagenet_subset")
-    | _at("opsin.catalog", "IMAGENET_DEFAULT_MEAN", "IMAGENET_DEFAULT_STD")
-    | _at("opsin.data.preprocess", "DEFAULT_CROP_PCT", "resolve_data_config", "resolve_model_data_config")
-)
 _UTILS = _at("opsin.layers.frozen_norm", "freeze_batch_norm_2d", "unfreeze_batch_norm_2d")
 _UTILS |= {"natural_key": "opsin.catalog:natural_key"}
 
@@ -155,11 +149,7 @@ VIEWS: dict[str, View] = {
         | {"__opsin__": "opsin:__version__"}
     ),
     "timm.version": View(names=_VERSION),
-    "timm.data": View(names=_DATA),
-    "timm.data.config": View(names=_DATA),
-    "timm.data.constants": View(names=_DATA),
-    "timm.data.imagenet_info": View(names=_DATA),
-    "timm.data.transforms_factory": View(names=_DATA),
+    **{module: View(names=DATA) for module in DATA_MODULES},
     "timm.utils": View(names=_UTILS),
     "timm.utils.misc": View(names=_UTILS),
     "timm.utils.model": View(names=_UTILS),
