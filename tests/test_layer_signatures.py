@@ -3,6 +3,7 @@
 import pytest
 import timm.layers as judge
 import torch
+from timm.models import convnext as judge_convnext
 from timm.models import resnet as judge_resnet
 from timm.models import vision_transformer as judge_vit
 from torch import nn
@@ -11,6 +12,7 @@ from opsin import layers
 from opsin.errors import UnknownArgumentError
 from opsin.layers.norm_act import BatchNormAct2d, GroupNormAct, LayerNormAct2d
 from opsin.models import resnet
+from opsin.models.convnext import ConvNeXt
 from opsin.models.vision_transformer import VisionTransformer
 
 MAP, TOKENS = torch.randn(2, 8, 6, 5), torch.randn(2, 5, 8)
@@ -95,6 +97,11 @@ def test_head_dropout_of_a_vit_is_a_module():
     assert model.train()(torch.randn(1, 3, 32, 32)).equal(model.head.bias[None])
     model.head_drop.p = 0.0
     assert not model(torch.randn(1, 3, 32, 32)).equal(model.head.bias[None])
+
+
+def test_no_norm_named_is_the_usual_one():
+    small = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_classes": 3, "norm_layer": None}
+    beside(ConvNeXt(**small), judge_convnext.ConvNeXt(**small), torch.randn(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("name", ["BasicBlock", "Bottleneck"])

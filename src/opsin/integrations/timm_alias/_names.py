@@ -76,7 +76,11 @@ _SWITCHES = _at(f"{HERE}._calls", "is_exportable", "is_no_jit", "is_scriptable",
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-_LAYERS = _SWITCHES | {
+_TRACE = _at(f"{HERE}._calls", register_notrace_function="unchanged", register_notrace_module="unchanged")
+_PARTS = f"{HERE}._parts"
+_LAYERS = _SWITCHES | _TRACE | _at(_PARTS, "create_classifier", "create_norm_layer", "get_act_fn", "get_padding")
+_LAYERS |= {
+    "set_layer_config": f"{_PARTS}:set_layer_config",
     "GELU": "torch.nn:GELU",
     "Mish": "torch.nn:Mish",
     "PReLU": "torch.nn:PReLU",
@@ -97,8 +101,6 @@ _LAYERS = _SWITCHES | {
     "create_act_layer": f"{HERE}._calls:create_act_layer",
     "create_conv2d": f"{HERE}._calls:create_conv2d",
     "trunc_normal_": "torch.nn.init:trunc_normal_",  # bounds are values; opsin's are in units of std, as in the next
-    "register_notrace_function": f"{HERE}._calls:unchanged",
-    "register_notrace_module": f"{HERE}._calls:unchanged",
     "trunc_normal_tf_": "opsin.layers:trunc_normal_",
 }
 
@@ -130,6 +132,16 @@ def _layers() -> View:
 
 _UTILS = _at("opsin.layers.frozen_norm", "freeze_batch_norm_2d", "unfreeze_batch_norm_2d")
 _UTILS |= {"natural_key": "opsin.catalog:natural_key"}
+
+# --- helpers of model files ------------------------------------------------------------------------------------------
+
+_HUB = _at(f"{HERE}._hub", "download_cached_file", "has_hf_hub", "hf_split", "load_model_config_from_hf")
+_HUB |= _at(f"{HERE}._hub", "load_state_dict_from_hf", "save_for_hf")
+_BUILDER = _at(_PARTS, "resolve_act_layer", "resolve_bn_args")
+FAMILY_HELPERS = {
+    "swin_transformer": _at(_PARTS, "window_partition", "window_reverse"),
+    "vision_transformer": _at(_PARTS, "resize_pos_embed"),
+}
 
 # --- the modules -----------------------------------------------------------------------------------------------------
 
@@ -167,8 +179,11 @@ VIEWS: dict[str, View] = {
     "timm.models._features": View(names=_FEATURES),
     "timm.models.efficientnet_blocks": View(homes=_EFFICIENTNET),
     "timm.models._efficientnet_blocks": View(homes=_EFFICIENTNET),
-    "timm.models.efficientnet_builder": View(homes=_EFFICIENTNET),
-    "timm.models._efficientnet_builder": View(homes=_EFFICIENTNET),
+    "timm.models.efficientnet_builder": View(_EFFICIENTNET, _BUILDER),
+    "timm.models._efficientnet_builder": View(_EFFICIENTNET, _BUILDER),
+    "timm.models.fx_features": View(names=_TRACE),
+    "timm.models.hub": View(names=_HUB),
+    "timm.models._hub": View(names=_HUB),
 }
 
 
