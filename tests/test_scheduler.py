@@ -139,10 +139,35 @@ def test_plateau():
     assert lower.lr_at(1) == 1.0
     lower.judge(0.6)
     assert lower.lr_at(1) == 0.1
+    odd = create_scheduler(optimizer(), "plateau", total_steps=100, patience=0)
+    odd.judge(math.nan)
+    odd.judge(0.5)
+    assert (odd.best, odd.lr_at(1)) == (0.5, 1.0)  # whatever follows is better than no number
     cosine = create_scheduler(optimizer(), total_steps=100, patience=0)
     cosine.judge(1.0)
     cosine.judge(0.0)
     assert cosine.lr_at(0) == 1.0
+
+
+def test_plateau_ends_at_the_lowest_rate_and_waits_for_the_warm_up():
+    options = {
+        "total_steps": 100,
+        "warmup_steps": 20,
+        "warmup_lr": 0.01,
+        "min_lr": 0.3,
+        "patience": 0,
+        "decay_rate": 0.5,
+    }
+    scheduler = create_scheduler(optimizer(), "plateau", **options)
+    for update in (10, 19):
+        scheduler.judge(0.5, update)
+    assert scheduler.lr_at(20) == 1.0
+    scheduler.judge(0.5, 30)
+    assert scheduler.lr_at(30) == 0.5
+    for update in (40, 50, 60):
+        scheduler.judge(0.5, update)
+        assert scheduler.lr_at(update) == 0.3
+    assert scheduler.lr_at(0) == 0.01
 
 
 @pytest.mark.parametrize(

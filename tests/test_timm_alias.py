@@ -185,3 +185,12 @@ def test_transformers(tmp_path: Path) -> None:
 def test_open_clip(tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
     compare(*run_twice("open_clip_client.py", tmp_path))
+
+
+def test_a_training_script(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    real, alias = run_twice("train_client.py", tmp_path)
+    compare(real, alias, tolerance=1e-3)  # weights: optimizers that divide by roots of sums make much of roundings
+    for name, theirs in real["out"].items():
+        if name.endswith(("losses", "rates")):
+            assert relative_error(alias["out"][name][0], theirs[0]) < (2e-5 if name.endswith("losses") else 1e-12)

@@ -117,6 +117,8 @@ def test_dry_run(photos, capsys):
         (["--loss", "mse"], "not for single targets"),
         (["--opt", "adamww"], "adamw"),
         (["--device", "cuda"], "torch finds no GPU"),
+        (["--metric", "ema_top1"], "keep one with --ema, or take --metric top1"),
+        (["--recipe", "convnext", "--no-ema", "--metric", "ema_loss"], "keep one with --ema, or take --metric loss"),
         (["--batch-size", "100000", "--model", "resnt18"], "resnet18"),
     ],
 )
@@ -125,6 +127,18 @@ def test_says_what_is_wrong(photos, tmp_path, capsys, args, said):
         pytest.skip("there is one")
     assert main(["train", str(photos), *SMALL, "--workers", "0", "--output", str(tmp_path / "x"), *args]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_recipe_without_its_average_goes_by_the_model(photos, tmp_path, capsys):
+    """convnext keeps one, and goes by it."""
+    args = ["train", str(photos), "--recipe", "convnext", *SMALL, "--epochs", "1", "--warmup-epochs", "0", "--sync-bn"]
+    args += ["--color-jitter", "None", "--workers", "0", "--no-ema", "--output", str(tmp_path / "run")]
+    assert main(args) == 0
+    said = capsys.readouterr().err
+    assert "the recipe's metric ema_top1 is of an average, which is not kept: top1 decides" in said
+    assert "sync_bn has no other rank" in said
+    assert main(args) == 0  # there already
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"]["metric"] == "top1"
 
 
 def test_what_cannot_be_built_overwrites_nothing(photos, tmp_path, capsys):
@@ -216,7 +230,10 @@ def test_two_processes_learn_what_one_does(photos, tmp_path):
             [sys.executable, *line], env=ENV, capture_output=True, text=True, check=False, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        losses.append([row["train_loss"] for row in torch.load(out / "last.pt", weights_only=True)["history"]])
+        history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        logged = [json.loads(line)["loss"] for line in lines(out)]
+        losses.append([*(row["train_loss"] for row in history), *logged])
+    assert len(losses[0]) == 3 + 3 * 8
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

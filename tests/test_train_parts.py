@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -285,6 +286,8 @@ def test_states_and_logs(tmp_path):
     assert [row["update"] for row in run.read_log()] == [0, 1, 2]
     run.write_history([{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 1.0, "ema": 2}])
     assert run.history.read_text() == "epoch,loss,ema\n0,1.5,\n1,1.0,2\n"
+    run.write_history([{"epoch": 0, "loss": math.nan}])
+    assert run.history_lines.read_text() == '{"epoch": 0, "loss": null}\n'
     run.last.write_bytes(b"damaged")
     with pytest.raises(OpsinError, match="--overwrite begins anew"):
         run.load()

@@ -9,21 +9,20 @@ import subprocess
 import sys
 import tarfile
 import time
-import traceback
-from multiprocessing import get_context, set_start_method
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import two_ranks
 from support import free_port
 
 from opsin.cli import main
 from opsin.errors import OpsinError
 from opsin.train.build import build_run
 from opsin.train.config import from_dict
-from opsin.train.distributed import World, connect
+from opsin.train.distributed import World
 from opsin.train.loop import Callback, fit
 from opsin.train.progress import Terminal
 from opsin.train.report import Report
@@ -95,41 +94,8 @@ def train(config, world=None, callbacks=()):
 
 @pytest.fixture(scope="module")
 def both():
-    """`both(job, *args)` is what `job(world, *args)` returns in two processes, which stay for all tests."""
-    context, pipes, processes = get_context("spawn"), [], []
-    for rank in range(2):
-        ours, theirs = context.Pipe()
-        pipes.append(ours)
-        processes.append(context.Process(target=serve, args=(rank, theirs)))
-        processes[-1].start()
-
-    def call(job, *args):
-        port, found = free_port(), []
-        for pipe in pipes:
-            pipe.send((job, port, args))
-        for pipe in pipes:
-            assert pipe.poll(120), "a rank waits for ever"
-            found.append(pipe.recv())
-        assert all(good for good, _ in found), found
-        return [result for _, result in found]
-
-    yield call
-    for process in processes:
-        process.kill()
-        process.join()
-
-
-def serve(rank, pipe):
-    torch.set_num_threads(1)
-    set_start_method("fork", force=True)  # of data workers, as in any process
-    while True:
-        job, port, args = pipe.recv()
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
-        try:
-            with connect("cpu") as world:
-                pipe.send((True, job(world, *args)))
-        except BaseException:
-            pipe.send((False, traceback.format_exc()))
+    with two_ranks() as call:
+        yield call
 
 
 def message(call, *args):

@@ -1,5 +1,6 @@
 """`opsin train`: from a folder of pictures to a checkpoint that predicts right."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ def train(args: Sequence[str]) -> int:
     interrupted run goes on where it stood. `torchrun --nproc-per-node=N -m opsin train …` trains on several devices.
     """
     config, dry = parse(args)
+    notice = _settle_metric(config, args)
     from opsin.train.build import build_run
     from opsin.train.distributed import connect
     from opsin.train.loop import fit
@@ -27,6 +29,8 @@ def train(args: Sequence[str]) -> int:
     from opsin.train.report import Report
 
     with connect(config.run.device) as world:
+        if notice and world.first:
+            print(f"opsin: {notice}", file=sys.stderr)
         if dry:
             from opsin.train.dry import dry_run
 
@@ -71,6 +75,17 @@ def parse(args: Sequence[str]) -> tuple[TrainConfig, bool]:
     settings.__doc__ = f"{train.__doc__}\n\nRecipes:\n{recipes}"
     options: Any = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     return tyro.cli(settings, prog="opsin train", args=given, config=options), dry
+
+
+def _settle_metric(config: TrainConfig, args: Sequence[str]) -> str:
+    """Let the model itself decide where a recipe would have its average do so, which nobody keeps; what there is to
+    say of it. A metric that a person named stays."""
+    named = any(word.split("=")[0] in ("--metric", "--config") for word in args)
+    metric = config.run.metric or ""
+    if named or config.run.ema or not metric.startswith("ema_"):
+        return ""
+    config.run.metric = metric.removeprefix("ema_")
+    return f"the recipe's metric {metric} is of an average, which is not kept: {config.run.metric} decides"
 
 
 def _take(args: list[str], name: str) -> str | None:

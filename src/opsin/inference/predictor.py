@@ -156,7 +156,7 @@ class Predictor:
         _check_topk(topk)
         if not (_is_one(images) or isinstance(images, Iterable)) or isinstance(images, Tensor):
             raise OpsinError(f"this takes one picture, or an iterable of pictures, not {type(images).__name__}")
-        pictures: Iterator[Any] = iter([images] if _is_one(images) else images)  # type: ignore[arg-type, list-item]
+        pictures: Iterator[Any] = iter([images] if _is_one(images) else images)  # type: ignore[arg-type]
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="opsin-read")
         waiting: deque[tuple[str, Future[Tensor]]] = deque()
 

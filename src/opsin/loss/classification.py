@@ -141,8 +141,12 @@ class AsymmetricLoss(nn.Module):
     Args:
         gamma_neg, gamma_pos: focusing of negatives and positives.
         clip: shift of the negatives' probability, below which they count nothing; for several labels.
-        single_label: one class a sample, over a softmax, as in the paper's appendix; `smoothing` is then allowed.
+        single_label: one class a sample, over a softmax, as in the paper's appendix.
+        smoothing: of the targets.
+        focus_grad: let the gradient flow through the focusing, too.
     """
+
+    eps = 1e-8  # least probability that a logarithm is taken of
 
     def __init__(
         self,
@@ -152,32 +156,36 @@ class AsymmetricLoss(nn.Module):
         *,
         single_label: bool = False,
         smoothing: float = 0.0,
+        focus_grad: bool = False,
     ) -> None:
         super().__init__()
         self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
-        self.single_label, self.smoothing = single_label, smoothing
+        self.single_label, self.smoothing, self.focus_grad = single_label, smoothing, focus_grad
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         shares = as_shares(targets, logits.shape[1])
-        return self._single(logits, shares) if self.single_label else self._several(logits, shares)
+        return (self.single(logits, shares) if self.single_label else self.several(logits, shares).sum(1)).mean()
 
-    def _single(self, logits: Tensor, shares: Tensor) -> Tensor:
+    def single(self, logits: Tensor, shares: Tensor) -> Tensor:
+        """The loss of each sample (B,)."""
         log_p = logits.log_softmax(1)
         p = log_p.exp()
         far = torch.where(shares > 0.5, 1 - p, p)
         focus = far ** torch.where(shares > 0.5, self.gamma_pos, self.gamma_neg)
         smooth = shares * (1 - self.smoothing) + self.smoothing / logits.shape[1]
-        return -(smooth * focus.detach() * log_p).sum(1).mean()
+        return -(smooth * (focus if self.focus_grad else focus.detach()) * log_p).sum(1)
 
-    def _several(self, logits: Tensor, shares: Tensor) -> Tensor:
+    def several(self, logits: Tensor, shares: Tensor, pos_weight: Tensor | None = None) -> Tensor:
+        """The loss of each label (B, K); `pos_weight` is a weight of positives."""
         shares = shares * (1 - self.smoothing) + self.smoothing / 2 if self.smoothing else shares
         yes = logits.sigmoid()
         no = (1 - yes + self.clip).clamp_max(1)
-        loss = shares * yes.clamp_min(1e-8).log() + (1 - shares) * no.clamp_min(1e-8).log()
+        right = shares if pos_weight is None else shares * pos_weight
+        loss = right * yes.clamp_min(self.eps).log() + (1 - shares) * no.clamp_min(self.eps).log()
         sure = yes * shares + no * (1 - shares)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.focus_grad and torch.is_grad_enabled()):
             focus = (1 - sure) ** (self.gamma_pos * shares + self.gamma_neg * (1 - shares))
-        return -(loss * focus).sum(1).mean()
+        return -(loss * focus)
 
 
 class JsdLoss(nn.Module):

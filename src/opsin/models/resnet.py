@@ -86,7 +86,8 @@ class ResidualBlock(nn.Module):
         self.add_module(self.last_act, create_act(act_layer, inplace=True))
         self.drop_path = nn.Identity() if drop_path is None else drop_path
 
-    def build(self, in_chs: int, planes: int, c: Config, **spacing: int) -> None:
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Of `in_chs`, `planes` and figures `c`; by name `stride`, `dilation`, `first_dilation` and the block's own."""
         raise NotImplementedError("BasicBlock and Bottleneck say what they are made of")
 
     def residual(self, x: Tensor) -> Tensor:

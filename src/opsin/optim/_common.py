@@ -8,7 +8,7 @@ from torch import Tensor
 
 from opsin.errors import OpsinError
 
-__all__ = ["ListOptimizer", "cautious", "decay", "moments", "root", "sliced"]
+__all__ = ["ListOptimizer", "cautious", "check_saved", "decay", "moments", "root", "sliced"]
 
 Group = dict[str, Any]
 Tensors = list[Tensor]
@@ -30,6 +30,7 @@ class ListOptimizer(torch.optim.Optimizer):
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
+    numbers: ClassVar[tuple[str, ...]] = ("step",)  # what else is kept for each parameter
     elementwise: ClassVar[bool] = False  # every value moves by itself, so that an update may be given slices
 
     def __init__(self, params: Iterable[Any], **defaults: Any) -> None:
@@ -82,6 +83,15 @@ class ListOptimizer(torch.optim.Optimizer):
         if group.get("corrected_weight_decay"):
             group.setdefault("full_lr", group["lr"])
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state of such an optimizer; one of another library's raises where it lacks something."""
+        check_saved(self, state_dict)
+        for group in state_dict["param_groups"]:
+            states = [state_dict["state"][i] for i in group["params"] if i in state_dict["state"]]
+            for state in filter(None, states):
+                check_keys(self, state, {*self.numbers, *self.slots_of(group)})
+        super().load_state_dict(state_dict)
+
     def _check(self) -> None:
         name = type(self).__name__
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
@@ -133,6 +143,21 @@ def _aligned(tensors: Tensors) -> bool:
     p = tensors[0]
     dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
     return dense and all(tensor.stride() == p.stride() for tensor in tensors)
+
+
+def check_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Raise where the groups of a saved state lack a setting."""
+    for group in state_dict["param_groups"]:
+        needs = {*optimizer.defaults} | ({"full_lr"} if group.get("corrected_weight_decay") else set())
+        check_keys(optimizer, group, needs)
+
+
+def check_keys(optimizer: torch.optim.Optimizer, saved: dict[str, Any], needs: set[str]) -> None:
+    if lacking := sorted(needs - saved.keys()):
+        raise OpsinError(
+            f"this is no state of opsin's {type(optimizer).__name__}, it lacks {', '.join(lacking)}: one of another "
+            "library's optimizer of that name cannot be gone on from. Load the weights alone"
+        )
 
 
 def check_ranges(name: str, settings: Group) -> None:

@@ -16,6 +16,7 @@ class LaProp(ListOptimizer):
     """See the paper. Steps are averaged with the rate they were taken with."""
 
     slots = ("exp_avg", "exp_avg_sq")
+    numbers = ("step", "mean_lr")
 
     def __init__(
         self,

@@ -49,8 +49,6 @@ class AdamP(ListOptimizer):
         beta1, beta2 = group["betas"]
         moments(mean, square, grads, beta1, beta2)
         ahead = list(torch._foreach_lerp(mean, grads, 1 - beta1)) if group["nesterov"] else mean
-        if group["caution"]:
-            ahead = cautious(ahead, grads)
         update = list(torch._foreach_div(ahead, root(square, 1 - beta2**step, group["eps"])))
         rate = group["lr"] / (1 - beta1**step)
         for p, grad, direction in zip(params, grads, update, strict=True):
@@ -87,8 +85,6 @@ class SGDP(ListOptimizer):
 
     def update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> None:
         update = heavy_ball(group, step + 1, grads, *slots)  # the first gradient is dampened too
-        if group["caution"]:
-            update = cautious(update, grads)
         shrink = group["lr"] * group["weight_decay"] / (1 - group["momentum"])  # L2 decay would go through the momentum
         for p, grad, direction in zip(params, grads, update, strict=True):
             move(p, grad, direction, group, group["lr"], shrink)
@@ -96,19 +92,34 @@ class SGDP(ListOptimizer):
 
 def move(p: Tensor, grad: Tensor, direction: Tensor, group: Group, rate: float, shrink: float) -> None:
     """Step along a direction, without its part along weights that are scale-invariant as rows or as a whole."""
-    factor = 1.0
-    if p.ndim > 1:
-        eps, weights, grads = group["eps"], p.reshape(p.shape[0], -1), grad.reshape(p.shape[0], -1)
-        products = torch.linalg.vecdot(weights, grads)
-        lengths = [torch.linalg.vector_norm(x, dim=1) for x in (weights, grads)]
-        whole = products.sum(0, keepdim=True), [x.norm().view(1) for x in lengths]
-        for dots, (of_weights, of_grads) in ((products, lengths), whole):
-            unit = p.reshape(len(dots), -1)
-            cosine = dots / (of_weights.clamp(min=eps) * of_grads.clamp(min=eps))
-            if cosine.abs().max() < group["delta"] / unit.shape[1] ** 0.5:
-                unit = unit / (of_weights + eps)[:, None]
-                along = (unit * direction.reshape(unit.shape)).sum(1, keepdim=True)
-                direction = direction - unit.mul_(along).reshape(p.shape)
-                factor = group["wd_ratio"]
-                break
-    p.mul_(1 - shrink * factor).add_(direction, alpha=-rate)
+    unit = _invariant(p, grad, group)
+    if unit is not None:
+        direction, shrink = _across(unit, direction), shrink * group["wd_ratio"]
+        grad = _across(unit, grad) if group["caution"] else grad
+    if group["caution"]:
+        (direction,) = cautious([direction], [grad])
+        if unit is not None:  # what is left out may not push along the weights either
+            direction = _across(unit, direction)
+    p.mul_(1 - shrink).add_(direction, alpha=-rate)
+
+
+def _invariant(p: Tensor, grad: Tensor, group: Group) -> Tensor | None:
+    """The unit vectors of weights whose length means nothing, one a row or one for all; None where it does."""
+    if p.ndim <= 1:
+        return None
+    eps, weights, grads = group["eps"], p.reshape(p.shape[0], -1), grad.reshape(p.shape[0], -1)
+    products = torch.linalg.vecdot(weights, grads)
+    lengths = [torch.linalg.vector_norm(x, dim=1) for x in (weights, grads)]
+    whole = products.sum(0, keepdim=True), [x.norm().view(1) for x in lengths]
+    for dots, (of_weights, of_grads) in ((products, lengths), whole):
+        unit = p.reshape(len(dots), -1)
+        cosine = dots / (of_weights.clamp(min=eps) * of_grads.clamp(min=eps))
+        if cosine.abs().max() < group["delta"] / unit.shape[1] ** 0.5:
+            return unit / (of_weights + eps)[:, None]
+    return None
+
+
+def _across(unit: Tensor, x: Tensor) -> Tensor:
+    """What of each row of x is at right angles to its unit vector."""
+    along = (unit * x.reshape(unit.shape)).sum(1, keepdim=True)
+    return x - (unit * along).reshape(x.shape)

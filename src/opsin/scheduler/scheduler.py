@@ -30,7 +30,7 @@ class Scheduler:
         noise: (begin, end) fractions of the run between which the rate is multiplied by 1 + noise.
         noise_std: deviation of the noise, cut off at 0.67. noise_seed: of the noise.
         patience, decay_rate, lower_is_better: of `plateau`: epochs without a better score after which the rate is
-            multiplied by `decay_rate`.
+            multiplied by `decay_rate`, down to `min_lr`.
         options: of the shape.
     """
 
@@ -71,11 +71,20 @@ class Scheduler:
         self.steps_per_epoch, self.by_epoch, self.timm_epochs = max(steps_per_epoch, 1), by_epoch, timm_epochs
         self.noise, self.noise_std, self.noise_seed = noise, noise_std, noise_seed
         self.patience, self.decay_rate, self.lower_is_better = patience, decay_rate, lower_is_better
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
         self.lowered, self.bad = 1.0, 0
         self.best: float | None = None
         self.step(0)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Whose rates are set; another one begins with the rates of its groups as the full ones."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._optimizer = optimizer
 
     def step(self, update: int) -> None:
         """Set the rates for update number `update`, counted from 0."""
@@ -96,7 +105,8 @@ class Scheduler:
             # timm's cosine would reach its end one epoch after the last, and does not wait for the warm-up
             t, length = (update, total + 1) if self.timm_epochs else (update - warmup, total - warmup)
             value = self.min_lr + (lr - self.min_lr) * SHAPES[self.name](t, length, **self.options)
-        return value * self.lowered * self._noise(update, total)
+        value = max(value * self.lowered, min(value, self.min_lr))
+        return value * self._noise(update, total)
 
     def _noise(self, update: int, total: int) -> float:
         if self.noise is None or not self.noise[0] * total <= update < self.noise[1] * total:
@@ -107,12 +117,17 @@ class Scheduler:
             draw = float(rng.normal(0, self.noise_std))
         return 1 + draw
 
-    def judge(self, score: float) -> None:
-        """Tell `plateau` the score of an epoch."""
+    def judge(self, score: float, update: int | None = None) -> None:
+        """Tell `plateau` the score of an epoch after which update number `update` comes: one within the warm-up does
+        not count as one without a better score."""
         if self.name != "plateau":
             return
-        better = self.best is None or (score < self.best if self.lower_is_better else score > self.best)
-        self.best, self.bad = (score, 0) if better else (self.best, self.bad + 1)
+        if self.best is None or math.isnan(self.best):
+            better = True
+        else:
+            better = score < self.best if self.lower_is_better else score > self.best
+        warm = update is None or update >= self.warmup_steps
+        self.best, self.bad = (score, 0) if better else (self.best, self.bad + warm)
         if self.bad > self.patience:
             self.lowered, self.bad = self.lowered * self.decay_rate, 0
 

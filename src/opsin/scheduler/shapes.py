@@ -11,13 +11,18 @@ from typing import Any
 
 from opsin.errors import OpsinError
 
-__all__ = ["SHAPES", "Shape", "list_schedules"]
+__all__ = ["SHAPES", "Shape", "list_schedules", "wave"]
 
 Shape = Callable[..., float]
 
 
 def _part(t: int, total: int) -> float:
     return min(t / max(total - 1, 1), 1.0)
+
+
+def wave(part: float) -> float:
+    """Half a cosine wave: 1 where `part` is 0, 0 where it is 1."""
+    return 0.5 * (1 + math.cos(math.pi * part))
 
 
 def constant(t: int, total: int) -> float:
@@ -29,7 +34,7 @@ def cosine(t: int, total: int, *, cycles: int = 1, cycle_mul: float = 1.0, cycle
     """Half a cosine wave (https://arxiv.org/abs/1608.03983), or several: each `cycle_mul` times as long as the one
     before and `cycle_decay` times as high."""
     i, part = _cycle(t, total, cycles, cycle_mul)
-    return cycle_decay**i * 0.5 * (1 + math.cos(math.pi * part))
+    return cycle_decay**i * wave(part)
 
 
 def linear(t: int, total: int) -> float:
@@ -71,19 +76,19 @@ def wsd(t: int, total: int, *, decay_fraction: float = 0.2, decay_shape: str = "
     if decay_shape not in ("cosine", "linear", "sqrt"):
         raise OpsinError(f"decay_shape is cosine, linear or sqrt, not {decay_shape!r}")
     part = _part(t - begin + 1, total - begin + 1)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * part)), "linear": 1 - part, "sqrt": 1 - part**0.5}[decay_shape]
+    return {"cosine": wave(part), "linear": 1 - part, "sqrt": 1 - part**0.5}[decay_shape]
 
 
 def onecycle(t: int, total: int, *, rise: float = 0.3, begin: float = 0.04) -> float:
     """Up from `begin` on half a cosine wave for the first `rise` of the way, then down (https://arxiv.org/abs/1708.07120)."""
     top = max(round(rise * (total - 1)), 1)
     if t <= top:
-        return begin + (1 - begin) * 0.5 * (1 - math.cos(math.pi * t / top))
-    return 0.5 * (1 + math.cos(math.pi * _part(t - top, total - top)))
+        return begin + (1 - begin) * (1 - wave(t / top))
+    return wave(_part(t - top, total - top))
 
 
 def plateau(t: int, total: int) -> float:
-    """The full rate, lowered when a score stops getting better (the scheduler does that)."""
+    """The full rate, lowered when the score that decides stops getting better (the scheduler does that)."""
     return 1.0
 
 

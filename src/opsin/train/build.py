@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run, one function a part."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ from opsin.train.config import TrainConfig, load_config, save_config, to_dict
 from opsin.train.distill import build_distillation
 from opsin.train.distributed import World, seed_everything
 from opsin.train.ema import Ema
-from opsin.train.freeze import freeze
+from opsin.train.freeze import average_gradients, freeze
 from opsin.train.heads import HeadsTask
 from opsin.train.loop import Callback, Run
 from opsin.train.second_order import check_second_order
@@ -54,6 +55,8 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
     task = Task.of(train_reader, config).to(world.device)
+    if isinstance(task, HeadsTask):
+        task.check_judge(eval_reader)
     model = build_model(config, train_reader, task)
     preprocess = preprocess_of(config, model, train_reader)
     train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
@@ -75,7 +78,8 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     s = config.schedule
     scheduler = create_scheduler(
         optimizer, s.sched, total_steps=s.epochs * updates, warmup_steps=round(s.warmup_epochs * updates),
-        warmup_lr=s.warmup_lr, min_lr=s.min_lr, steps_per_epoch=updates, **s.sched_args,
+        warmup_lr=s.warmup_lr, min_lr=s.min_lr, steps_per_epoch=updates,
+        **{"lower_is_better": task.lower_is_better, **s.sched_args},
     )  # fmt: skip
     forward = wrap(config, world, learner)
     return Run(
@@ -192,17 +196,17 @@ def _erasing(config: TrainConfig) -> RandomErasing | None:
 
 
 def _mixing(config: TrainConfig, task: Task) -> Callable[..., Any] | None:
-    a, smoothing = config.augment, config.loss.smoothing
+    a = config.augment
     if not (a.mixup or a.cutmix):
         return None
     mix = Mix(
         mixup_alpha=a.mixup, cutmix_alpha=a.cutmix, prob=a.mixup_prob, switch_prob=a.mixup_switch_prob,
-        mode=a.mixup_mode, label_smoothing=0.0 if task.kind == "heads" else smoothing, num_classes=task.outputs,
-        multi_label=task.kind == "multi",
+        mode=a.mixup_mode, num_classes=task.outputs, multi_label=task.kind == "multi",
+        label_smoothing=0.0,  # the loss smooths: it does so as well once nothing is mixed any more
     )  # fmt: skip
     if not isinstance(task, HeadsTask):
         return mix
-    return lambda images, targets, generator: mix(images, task.shares(targets, smoothing), generator)
+    return lambda images, targets, generator: mix(images, task.shares(targets), generator)
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
@@ -230,10 +234,11 @@ def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
 
 
 def _has_fixed_size(name: str) -> bool:
+    from opsin.models._index import MODELS
     from opsin.models._registry import find_family, resolve_name
 
     architecture = resolve_name(name)[0]
-    return "img_size" in find_family(architecture).variants[architecture].names()
+    return architecture in MODELS and "img_size" in find_family(architecture).variants[architecture].names()
 
 
 def build_optimizer(
@@ -255,15 +260,17 @@ def build_optimizer(
 
 def wrap(config: TrainConfig, world: World, model: nn.Module) -> nn.Module:
     """What is called in training: compiled first, then wrapped for the other ranks."""
-    if config.model.sync_bn and world.size > 1:
+    if config.model.sync_bn and world.size == 1:
+        print(
+            "opsin: sync_bn has no other rank to share batch statistics with: one process trains alone", file=sys.stderr
+        )
+    elif config.model.sync_bn:
         if world.device.type != "cuda":
             raise OpsinError("sync_bn needs GPUs: torch has no synchronised batch norm on the CPU")
         convert_sync_batchnorm(model)
     forward: Any = torch.compile(model) if config.model.compile else model
     if world.size > 1 and not config.run.fsdp:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        frozen = config.model.unfreeze_epochs > 0
-        forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, find_unused_parameters=frozen)
+        forward = average_gradients(forward, world)
     return forward
 
 

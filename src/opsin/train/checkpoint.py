@@ -3,8 +3,8 @@
     config.yaml      the whole resolved configuration
     last.pt          everything that the run needs to go on: written whole or not at all (with shards: last-NUMBER/)
     best/            the best model as one artefact: `opsin.load("RUN/best")`
-    history.csv      a row per epoch
-    log.jsonl        a line every few steps
+    history.csv      a row per epoch; history.jsonl the same, a line each
+    log.jsonl        a line every few steps, and of an epoch's last
 
 Nothing is written in place: a process killed at any moment leaves the state before or the one after. What was logged
 after the last checkpoint is cut off when the run goes on, since it comes again.
@@ -12,6 +12,7 @@ after the last checkpoint is cut off when the run goes on, since it comes again.
 
 import csv
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class RunDirectory:
         self.history, self.log, self.report = (
             self.path / "history.csv", self.path / "log.jsonl", self.path / "report.html",
         )  # fmt: skip
+        self.history_lines = self.path / "history.jsonl"
         self._lock = FileLock(self.path / ".lock")
 
     def open(self, *, overwrite: bool = False) -> None:
@@ -50,7 +52,7 @@ class RunDirectory:
             for torn in place.glob(pattern):  # a killed run leaves these
                 shutil.rmtree(torn)
         if overwrite:
-            for file in (self.config, self.last, self.history, self.log, self.report):
+            for file in (self.config, self.last, self.history, self.history_lines, self.log, self.report):
                 file.unlink(missing_ok=True)
             for folder in self.folders():
                 remove(folder)
@@ -108,6 +110,12 @@ class RunDirectory:
                 writer.writeheader()
                 writer.writerows(rows)
             part.replace(self.history)
+        part = self.history_lines.with_name(".history.jsonl.part")
+        odd = lambda value: isinstance(value, float) and not math.isfinite(value)  # noqa: E731  JSON has no NaN
+        plain = [{name: None if odd(value) else value for name, value in row.items()} for row in rows]
+        with explained(self.history_lines, part):
+            part.write_text("".join(json.dumps(row) + "\n" for row in plain), encoding="utf-8")
+            part.replace(self.history_lines)
 
     def cut_log(self, update: int) -> None:
         """Drop the lines of steps from `update` on, and a last line that was cut short."""

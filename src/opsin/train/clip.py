@@ -1,6 +1,6 @@
 """Gradient clipping: by norm, by value, and adaptively."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from opsin.errors import OpsinError, did_you_mean
 
-__all__ = ["adaptive_clip_", "make_clip"]
+__all__ = ["adaptive_clip_", "clip_units_", "make_clip"]
 
 MODES = ("norm", "value", "agc")
 
@@ -30,23 +30,26 @@ def make_clip(limit: float | None, mode: str = "norm") -> Callable[[nn.Module], 
     return lambda model: adaptive_clip_(model, limit)
 
 
-@torch.no_grad()
 def adaptive_clip_(model: nn.Module, limit: float, *, eps: float = 1e-3) -> None:
-    """Adaptive gradient clipping (https://arxiv.org/abs/2102.06171): the gradient of each unit, a row of a weight, is
-    at most `limit` times as long as its weights. The classifier is left out, as in the paper."""
+    """Adaptive gradient clipping of a model. The classifier is left out, as in the paper."""
     heads: Any = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
     heads = heads if isinstance(heads, tuple) else (heads,)
     spared = {id(p) for head in heads for p in head.parameters()}
-    for parameter in model.parameters():
-        if parameter.grad is None or id(parameter) in spared:
-            continue
-        most = _unit_norm(parameter).clamp_min(eps) * limit
-        length = _unit_norm(parameter.grad)
-        parameter.grad.mul_((most / length.clamp_min(1e-6)).clamp_max(1))
+    clip_units_((p for p in model.parameters() if id(p) not in spared), limit, eps=eps)
 
 
-def _unit_norm(value: Tensor) -> Tensor:
+@torch.no_grad()
+def clip_units_(parameters: Iterable[Tensor], limit: float, *, eps: float = 1e-3, norm: float = 2.0) -> None:
+    """Adaptive gradient clipping (https://arxiv.org/abs/2102.06171): the gradient of each unit, a row of a weight, is
+    at most `limit` times as long as its weights, which count as `eps` at least."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            most = _unit_norm(parameter, norm).clamp_min(eps) * limit
+            length = _unit_norm(parameter.grad, norm)
+            parameter.grad.mul_((most / length.clamp_min(1e-6)).clamp_max(1))
+
+
+def _unit_norm(value: Tensor, norm: float) -> Tensor:
     """The length of each row of a weight; of a bias or gain, of each number's own vector as a whole."""
-    if value.ndim <= 1:
-        return value.norm()
-    return torch.linalg.vector_norm(value, dim=tuple(range(1, value.ndim)), keepdim=True)
+    dims = tuple(range(1, value.ndim)) if value.ndim > 1 else None
+    return torch.linalg.vector_norm(value, norm, dim=dims, keepdim=True)

@@ -9,7 +9,7 @@ from torch import nn
 from opsin.errors import OpsinError
 from opsin.train.distributed import local
 
-__all__ = ["Ema"]
+__all__ = ["Ema", "follow"]
 
 
 class Ema:
@@ -34,16 +34,10 @@ class Ema:
             return d * (1 - d ** (update - 1)) / (1 - d**update)
         return min(d, (1 + update) / (10 + update))
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model."""
         self.updates += 1
-        share = 1 - self.decay_at(self.updates)
-        ours, theirs = local(self.average.state_dict()), local(model.state_dict())
-        floats = [key for key, value in ours.items() if value.is_floating_point()]
-        torch._foreach_lerp_([ours[key] for key in floats], [theirs[key] for key in floats], share)
-        for key in ours.keys() - set(floats):  # counters are taken over as they are
-            ours[key].copy_(theirs[key])
+        follow(self.average, model, 1 - self.decay_at(self.updates))
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average.state_dict(), "updates": self.updates}
@@ -51,3 +45,18 @@ class Ema:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.average.load_state_dict(state["average"])
         self.updates = state["updates"]
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, share: float, *, buffers: bool = True) -> None:
+    """Move one model by `share` of the way towards another of the same keys. Values that are no floating-point numbers,
+    and all buffers with `buffers=False`, are taken over as they are."""
+    ours, theirs = local(average.state_dict()), local(model.state_dict())
+    taken = {key for key, value in ours.items() if not value.is_floating_point()}
+    if not buffers:
+        taken |= {key for key, _ in average.named_buffers()} & ours.keys()
+    moved = [key for key in ours if key not in taken]
+    goals = [theirs[key].to(ours[key].device, ours[key].dtype) for key in moved]
+    torch._foreach_lerp_([ours[key] for key in moved], goals, share)
+    for key in taken:
+        ours[key].copy_(theirs[key])

@@ -2,7 +2,12 @@
 
 from typing import Any
 
-__all__ = ["freeze", "frozen_stages"]
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from opsin.train.distributed import World
+
+__all__ = ["average_gradients", "freeze", "frozen_stages"]
 
 
 def freeze(model: Any, stages: int) -> None:
@@ -14,3 +19,12 @@ def frozen_stages(total: int, begin: int, unfreeze_epochs: int, epoch: int) -> i
     """How many stages are frozen in an epoch: one less, from the head on, every `unfreeze_epochs` epochs."""
     begin = total if begin < 0 else begin
     return max(begin - epoch // unfreeze_epochs, 0) if unfreeze_epochs else begin
+
+
+def average_gradients(forward: nn.Module, world: World) -> nn.Module:
+    """Wrap a model so that each process learns from the mean of all gradients.
+
+    It sees to the parameters that learn when it is made: where others are set free, take a new one of the same model.
+    """
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(forward, device_ids=ids)

@@ -60,6 +60,20 @@ class HeadsTask(Task):
         made.eval_loss = _Sum(made, [task.eval_loss for task in tasks], weights)
         return made
 
+    def check_judge(self, reader: Any) -> None:
+        """Raise `OpsinError` where a validation set has no label for the head whose score decides."""
+        known = {
+            head.name: not np.isnan(reader.targets[:, place.start]).all()
+            for head, place in zip(self.heads, spans(head.columns for head in self.heads), strict=True)
+        }
+        head = self.metric.removeprefix("ema_").rpartition("/")[0]
+        if not known.get(head, True):
+            others = ", ".join(name for name, there in known.items() if there) or "none"
+            raise OpsinError(
+                f"{reader}: not one picture for validation has a label for {head}, so {self.metric} cannot decide. "
+                f"Heads that have: {others}. --metric loss is always there"
+            )
+
     def metrics(self) -> Any:
         return HeadsMetrics(self)
 
@@ -82,18 +96,16 @@ class HeadsTask(Task):
                 own = own[:, 0].long()
             yield Part(head.name, task, rows, outputs[rows, place], task.prepare(own))
 
-    def shares(self, targets: Tensor, smoothing: float) -> Tensor:
-        """Rows of shares of all outputs (B, `outputs`), smoothed, ready to be mixed."""
+    def shares(self, targets: Tensor) -> Tensor:
+        """Rows of shares of all outputs (B, `outputs`), ready to be mixed."""
         parts = []
         for head, place in zip(self.heads, spans(head.columns for head in self.heads), strict=True):
             rows = targets[:, place]
             if head.task == "single":
                 known = ~rows[:, 0].isnan()
                 wide = rows.new_full((len(rows), head.outputs), float("nan"))
-                wide[known] = soft_targets(rows[known, 0].long(), head.outputs, smoothing=smoothing)
+                wide[known] = soft_targets(rows[known, 0].long(), head.outputs)
                 rows = wide
-            elif head.task == "multi":
-                rows = soft_targets(rows, head.outputs, smoothing=smoothing, multi_label=True)
             parts.append(rows)
         return torch.cat(parts, 1)
 

@@ -9,19 +9,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from opsin.data.loader import Batch, Loader
 from opsin.errors import OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.config import TrainConfig
 from opsin.train.distill import Distillation
-from opsin.train.distributed import World, local
+from opsin.train.distributed import World
 from opsin.train.ema import Ema
-from opsin.train.freeze import freeze, frozen_stages
+from opsin.train.freeze import average_gradients, freeze, frozen_stages
+from opsin.train.guard import FIRST_SCALE, LEAST_SCALE, check_end, check_loss, fail, finite
 from opsin.train.second_order import curvature
 from opsin.train.signals import Stop
 from opsin.train.state import resume, save
@@ -42,7 +44,12 @@ class Callback:
 
     def on_start(self, run: "Run") -> None: ...
 
-    def on_update(self, run: "Run", loss: float) -> None: ...
+    def on_update(self, run: "Run", loss: float) -> None:
+        """After each update; `loss` is that of this process' batches."""
+
+    def on_log(self, run: "Run", row: dict[str, Any]) -> None:
+        """After a line of the log, which every `log_every`-th update and the last of an epoch have: its number, epoch,
+        loss (the mean of all processes) and lr."""
 
     def on_eval_batch(self, run: "Run", batch: Batch, outputs: Tensor) -> None: ...
 
@@ -65,6 +72,7 @@ def fit(run: "Run") -> dict[str, Any]:
             loss = run.learn(batches)
             run.after_update(loss)
         run.after_epoch(run.judge())
+    check_end(run)
     run.tell("on_end")
     return run.best_row()
 
@@ -112,14 +120,14 @@ class Run:
         self.model, self.forward, self.ema, self.clip = model, forward, ema, clip
         self.distill, self.learner = distill, distill.learner if distill else model
         self.projections = distill.projections if distill else nn.ModuleList()
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.scheduler, self._optimizer = scheduler, optimizer
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.amp_dtype, self.callbacks = amp_dtype, list(callbacks)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp_dtype == torch.float16)
-        self.second_order = getattr(optimizer, "is_second_order", False)
+        self.scaler = torch.amp.GradScaler(world.device.type, FIRST_SCALE, enabled=amp_dtype == torch.float16)
         self.epochs, self.accumulate = config.schedule.epochs, config.optim.accumulate
         self.epoch = self.update = 0  # what comes next
-        self.loss_sum = self.loss_count = 0.0
+        self.loss_sum = self.loss_count = 0.0  # over the epoch so far, on this rank
+        self.loss_last = math.nan  # of the last update, on this rank
         self.pictures, self.judging = 0, ""
         self.skipped: dict[str, str] = {}
         self.seconds, self.clock = 0.0, time.perf_counter()
@@ -127,6 +135,20 @@ class Run:
         self.best: tuple[int, float] | None = None  # epoch and score
         self.saved_at = time.perf_counter()
         self.stop = Stop()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Where another one is set, the scheduler goes on with that: its rates are the full ones."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = self.scheduler.optimizer = optimizer
+
+    @property
+    def second_order(self) -> bool:
+        """Whether gradients are differentiated once more."""
+        return getattr(self.optimizer, "is_second_order", False)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -155,8 +177,13 @@ class Run:
     def thaw(self) -> None:
         """Set one more stage free when its time has come."""
         m = self.config.model
-        if m.freeze and m.unfreeze_epochs:
-            freeze(self.model, frozen_stages(len(self.model.feature_levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
+        if not (m.freeze and m.unfreeze_epochs):
+            return
+        before = sum(p.requires_grad for p in self.model.parameters())
+        freeze(self.model, frozen_stages(len(self.model.feature_levels()), m.freeze, m.unfreeze_epochs, self.epoch))  # type: ignore[operator]
+        more = sum(p.requires_grad for p in self.model.parameters()) > before
+        if more and isinstance(self.forward, DistributedDataParallel):
+            self.forward = average_gradients(self.forward.module, self.world)
 
     def updates(self) -> Iterator[list[Batch]]:
         """The batches of one update after the other, as many on each rank, until one of them has no more.
@@ -193,15 +220,17 @@ class Run:
                 loss = self.loss_of(batch) * share
                 value = loss.item()
                 if not math.isfinite(value):
-                    self.fail(f"the loss became {value / share}", [batch])
+                    fail(self, f"the loss became {value / share}", [batch])
                 self.scaler.scale(loss).backward(create_graph=self.second_order)
             mean += value
         self.scaler.unscale_(self.optimizer)
         length = self.clip(self.learner) if self.clip is not None else None
-        if not self.scaler.is_enabled() and not self.finite(length):  # with float16 such a step is left out
-            self.fail("the gradient became infinite or no number", batches)
+        if not self.scaler.is_enabled() and not finite(self, length):  # with float16 such a step is left out
+            fail(self, "the gradient became infinite or no number", batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            fail(self, "the gradient is infinite or no number in float16, however the loss is scaled,", batches)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model)
@@ -216,33 +245,11 @@ class Run:
                 return self.distill.loss(self.forward, batch.images, targets)
             return self.task.train_loss(self.forward(batch.images), targets)
 
-    @torch.no_grad()
-    def finite(self, length: Tensor | None) -> bool:
-        """Whether the gradient has a finite length: any other spoils the weights one update before a loss shows it.
-
-        `length` is what clipping by norm has found already.
-        """
-        if length is None or self.config.run.fsdp:
-            grads = local({name: p.grad for name, p in self.learner.named_parameters() if p.grad is not None})
-            length = nn.utils.get_total_norm(grads.values())
-        wrong = not math.isfinite(length.item())
-        return not (self.world.any(wrong) if self.config.run.fsdp else wrong)  # all ranks have the same unless sharded
-
-    def fail(self, what: str, batches: list[Batch]) -> NoReturn:
-        """Keep what led to a number that is none, and stop."""
-        path = self.directory.path / f"failed-update-{self.update}-rank-{self.world.rank}.pt"
-        content = {name: [getattr(batch, name) for batch in batches] for name in ("images", "targets", "indices")}
-        torch.save({**content, "model": local(self.model.state_dict()), "update": self.update}, path)
-        raise OpsinError(
-            f"{what} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). The pictures and the weights "
-            f"before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
-        )
-
     def after_update(self, loss: float) -> None:
-        self.update += 1
+        self.update, self.loss_last = self.update + 1, loss
         every = self.config.run.log_every
-        if self.world.first and self.update % every == 0:
-            self.directory.add_log({"update": self.update - 1, "epoch": self.epoch, "loss": loss, "lr": self.lr})
+        if self.update % every == 0:
+            self.log()
         self.tell("on_update", loss)
         if self.world.size > 1 and self.update % every:
             return  # ranks agree on what follows only now and then: it takes a message
@@ -252,11 +259,21 @@ class Run:
         if self.world.any(wanted):
             self.stop.now()
 
+    def log(self) -> None:
+        """A line about the last update: the mean loss of all ranks."""
+        loss = self.world.sum(torch.tensor(self.loss_last, dtype=torch.float64)).item() / self.world.size
+        row = {"update": self.update - 1, "epoch": self.epoch, "loss": loss, "lr": self.lr}
+        if self.world.first:
+            self.directory.add_log(row)
+        self.tell("on_log", row)
+
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def judge(self) -> dict[str, Any]:
         """Scores on the validation set, of the average too."""
         self.seconds += time.perf_counter() - self.clock
+        if self.update % self.config.run.log_every:
+            self.log()
         loss, count = self.world.sum(torch.tensor([self.loss_sum, self.loss_count], dtype=torch.float64)).tolist()
         self.pictures = int(count) // max(self.config.augment.aug_splits, 1)
         row = {"epoch": self.epoch, "lr": self.lr, "train_loss": loss / count} | self.score(self.model)
@@ -297,7 +314,8 @@ class Run:
         totals = self.world.sum(torch.tensor([loss, count], dtype=torch.float64)).tolist()
         if not totals[1]:
             raise OpsinError(f"{self.eval_loader.dataset.reader}: not one picture of the validation set could be read")
-        return {"loss": totals[0] / totals[1], **metrics.compute(self.world)}
+        check_loss(self, loss := totals[0] / totals[1])
+        return {"loss": loss, **metrics.compute(self.world)}
 
     def average_batch_norm(self, model: nn.Module) -> None:
         """Let all ranks judge with the same running statistics: their mean."""
@@ -307,10 +325,15 @@ class Run:
                     self.world.sum(buffer).div_(self.world.size)
 
     def after_epoch(self, row: dict[str, Any]) -> None:
-        score = row[self.task.metric]
+        if (score := row.get(self.task.metric)) is None:
+            raise OpsinError(f"nothing that could be read for validation has a label for {self.task.metric}")
         better = self.task.better(score, self.best[1] if self.best else None)
+        if self.best and score == self.best[1]:  # of two with the same score the one with the lower loss
+            loss = "ema_loss" if self.task.metric.startswith("ema_") else "loss"
+            better = row[loss] < self.history[self.best[0]][loss]
         if better:
             self.best = (self.epoch, score)
+        self.scheduler.judge(score, self.update)
         self.history.append(row)
         self.epoch += 1
         self.loss_sum = self.loss_count = 0.0

@@ -19,6 +19,7 @@ class Terminal(Callback):
     def __init__(self, *, stream: Any = None) -> None:
         self.console = Console(file=stream or sys.stderr)
         self.bars: Progress | None = None
+        self.loss: float | None = None  # of all processes, as last logged
         self.before = 0.0  # pictures of the epoch at hand that another process has learnt from
 
     def on_start(self, run: Run) -> None:
@@ -45,8 +46,12 @@ class Terminal(Callback):
 
     def on_update(self, run: Run, loss: float) -> None:
         if self.bars is not None:
-            said = f"loss {loss:.3f}  lr {run.lr:.1e}  {self.rate(run):.0f} images/s"
+            shown = loss if run.world.size == 1 else self.loss
+            said = f"{'' if shown is None else f'loss {shown:.3f}  '}lr {run.lr:.1e}  {self.rate(run):.0f} images/s"
             self.bars.update(self.steps, advance=1, said=said)
+
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
+        self.loss = row["loss"]
 
     def rate(self, run: Run) -> float:
         """Pictures a second in this epoch, on all ranks: the others have as many as this one, or nearly."""

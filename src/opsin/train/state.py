@@ -19,7 +19,7 @@ def save(run: Any) -> None:
         "loader": run.train_loader.state_dict(),
         "buffers": [buffer.cpu() for buffer in _own_buffers(run)],
     }
-    ranks = run.world.gather(own | {"loss": [run.loss_sum, run.loss_count]})
+    ranks = run.world.gather(own | {"loss": [run.loss_sum, run.loss_count, run.loss_last]})
     state = {
         "world_size": run.world.size,
         "epoch": run.epoch,
@@ -86,7 +86,8 @@ def resume(run: Any) -> None:
         place.copy_(value)
     run.train_loader.load_state_dict(own["loader"])
     run.skipped = {name: reason for rank in state["ranks"] for name, reason in rank["loader"]["skipped"].items()}
-    run.loss_sum, run.loss_count = own["loss"]
+    run.loss_sum, run.loss_count, run.loss_last = own["loss"]
     if run.world.first:
-        run.directory.cut_log(run.update)
+        # the last line of an epoch, where the log is not due, comes again if the epoch has not ended
+        run.directory.cut_log(run.update - bool(run.loss_count and run.update % run.config.run.log_every))
     set_random_state(own["random"])

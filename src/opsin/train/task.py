@@ -79,6 +79,11 @@ class Task:
             task.metric = config.run.metric
         if task.metric.removeprefix("ema_") not in (*names, "loss"):
             raise OpsinError(f"no metric {task.metric!r} for {kind} targets; there are: loss, {', '.join(names)}")
+        if task.metric.startswith("ema_") and not config.run.ema:
+            raise OpsinError(
+                f"the metric {task.metric} is of the average of the weights: keep one with --ema, or take --metric "
+                f"{task.metric.removeprefix('ema_')}"
+            )
         return task
 
     @classmethod
@@ -87,18 +92,17 @@ class Task:
     ) -> "Task":
         """A task of one kind; `targets` are those of all samples, as `Reader.targets`, or None of a stream."""
         settings, scale, outputs = config.loss, None, len(classes or ())
-        mixed = bool(config.augment.mixup or config.augment.cutmix)
         if kind == "regression":
             if targets is None:
                 raise OpsinError(f"{owner}: a stream of numbers gives no scale to learn them by")
             scale, outputs = TargetScale.fit(targets), 1 if targets.ndim == 1 else targets.shape[1]
         elif classes is None:
             raise OpsinError(f"{owner}: the classes have no names; give a class_map")
-        options: dict[str, Any] = {"task": kind, **settings.loss_args}
+        splits = config.augment.aug_splits
+        options: dict[str, Any] = {"smoothing": settings.smoothing, "num_splits": splits, **settings.loss_args}
         if settings.class_weights:
             options["weight"] = _class_weights(settings, kind, targets, outputs)
-        smoothing = 0.0 if mixed else settings.smoothing  # mixing smooths the targets itself
-        train_loss = create_loss(settings.loss, smoothing=smoothing, num_splits=config.augment.aug_splits, **options)
+        train_loss = create_loss(settings.loss, task=kind, **options)
         return cls(kind, classes, outputs, train_loss, create_loss("auto", task=kind), BEST[kind], scale)
 
     @classmethod
@@ -128,11 +132,16 @@ class Task:
         """What outputs (B, `outputs`) and prepared targets hold for each of these."""
         yield Part("", self, torch.arange(len(outputs)), outputs, targets)
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Of the score that decides."""
+        return self.metric.removeprefix("ema_").rpartition("/")[2] in LOWER
+
     def better(self, new: float, old: float | None) -> bool:
         """Whether a score beats the best so far. One that is not a number never does."""
         if old is None:
             return new == new
-        return new < old if self.metric.removeprefix("ema_").rpartition("/")[2] in LOWER else new > old
+        return new < old if self.lower_is_better else new > old
 
     def in_units(self, values: Tensor) -> Tensor:
         """Outputs or prepared targets as metrics count them: numbers in the units of the data."""

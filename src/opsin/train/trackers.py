@@ -17,15 +17,14 @@ __all__ = ["TensorBoard", "Tracker", "Trackio", "Wandb", "create_trackers"]
 
 
 class Tracker(Callback):
-    """Sends loss and learning rate every `run.log_every` updates, and all scores after each epoch."""
+    """Sends loss and learning rate with each line of the log, and all scores after each epoch."""
 
     def send(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers that belong to the first `step` updates."""
         raise NotImplementedError(f"{type(self).__name__} must define send(values, step)")
 
-    def on_update(self, run: Run, loss: float) -> None:
-        if run.update % run.config.run.log_every == 0:
-            self.send({"train/loss": loss, "train/lr": run.optimizer.param_groups[0]["lr"]}, run.update)
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
+        self.send({"train/loss": row["loss"], "train/lr": run.optimizer.param_groups[0]["lr"]}, run.update)
 
     def on_epoch(self, run: Run, row: dict[str, Any]) -> None:
         self.send({f"epoch/{name}": value for name, value in row.items()}, run.update)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from opsin.errors import WeightsError
 
-__all__ = ["read_metadata", "read_state_dict"]
+__all__ = ["read_metadata", "read_state_dict", "read_torch"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -95,7 +95,7 @@ def read_state_dict(
     elif kind == "npz":
         state = _read_npz(path)
     else:
-        state = _own(_unwrap(_read_torch(path), path, use_ema))
+        state = _own(_unwrap(read_torch(path), path, use_ema))
     if check_finite:
         _check_finite(state, path)
     return state if torch.device(device).type == "cpu" else {k: v.to(device) for k, v in state.items()}
@@ -222,7 +222,8 @@ def _fill(path: Path, start: int, entries: list[Entry], memory: memoryview, plac
 # -- torch checkpoints and NumPy archives ------------------------------------------------------------------------------
 
 
-def _read_torch(path: Path) -> Any:
+def read_torch(path: Path) -> Any:
+    """What a torch file holds, without running code."""
     try:
         # training scripts of the field store their arguments; a Namespace is inert
         with torch.serialization.safe_globals([Namespace]):

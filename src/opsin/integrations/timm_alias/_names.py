@@ -15,6 +15,7 @@ from typing import Any
 
 from opsin import catalog
 from opsin.integrations.timm_alias._data_names import DATA, DATA_MODULES
+from opsin.integrations.timm_alias._training_names import TRAINING
 from opsin.models._index import MODELS
 
 __all__ = ["Absent", "child_names", "is_known", "is_unbuilt", "lookup", "public_names"]
@@ -67,9 +68,11 @@ _REGISTRY = (
 )
 _BUILD = _at(f"{HERE}._calls", "build_model_with_cfg", "load_pretrained", "resolve_pretrained_cfg")
 _LOAD = _at(f"{HERE}._calls", "clean_state_dict", "load_checkpoint", "load_state_dict")
+_LOAD |= {"resume_checkpoint": f"{HERE}._saver:resume_checkpoint"}
 _MANIPULATE = _at(
     MANIPULATE, "checkpoint_seq", "group_modules", "group_parameters", "group_with_matcher", "named_apply"
 ) | {"adapt_input_conv": f"{HERE}._calls:adapt_input_conv", "checkpoint": "torch.utils.checkpoint:checkpoint"}
+_MANIPULATE |= {"model_parameters": f"{HERE}._utils:model_parameters"}
 _FEATURES = _at(FEATURES, "FeatureDictNet", "FeatureGetterNet", "FeatureHookNet", "FeatureInfo", "FeatureListNet")
 _FEATURES |= {"feature_take_indices": f"{HERE}._calls:feature_take_indices"}
 _SWITCHES = _at(f"{HERE}._calls", "is_exportable", "is_no_jit", "is_scriptable", "use_fused_attn")
@@ -101,6 +104,9 @@ _LAYERS |= {
     "create_act_layer": f"{HERE}._calls:create_act_layer",
     "create_conv2d": f"{HERE}._calls:create_conv2d",
     "trunc_normal_": "torch.nn.init:trunc_normal_",  # bounds are values; opsin's are in units of std, as in the next
+    "convert_splitbn_model": "opsin.train.split_bn:split_batch_norm",
+    "convert_sync_batchnorm": "opsin.layers.sync_norm:convert_sync_batchnorm",
+    "set_fast_norm": f"{HERE}._utils:set_fast_norm",
     "trunc_normal_tf_": "opsin.layers:trunc_normal_",
 }
 
@@ -127,11 +133,6 @@ def _layer_homes() -> tuple[str, ...]:
 def _layers() -> View:
     return View(_layer_homes(), _LAYERS)
 
-
-# --- utils -----------------------------------------------------------------------------------------------------------
-
-_UTILS = _at("opsin.layers.frozen_norm", "freeze_batch_norm_2d", "unfreeze_batch_norm_2d")
-_UTILS |= {"natural_key": "opsin.catalog:natural_key"}
 
 # --- helpers of model files ------------------------------------------------------------------------------------------
 
@@ -162,9 +163,6 @@ VIEWS: dict[str, View] = {
     ),
     "timm.version": View(names=_VERSION),
     **{module: View(names=DATA) for module in DATA_MODULES},
-    "timm.utils": View(names=_UTILS),
-    "timm.utils.misc": View(names=_UTILS),
-    "timm.utils.model": View(names=_UTILS),
     "timm.models": View(names=_ALL_MODELS),
     "timm.models.registry": View(names=_REGISTRY),
     "timm.models._registry": View(names=_REGISTRY),
@@ -184,6 +182,7 @@ VIEWS: dict[str, View] = {
     "timm.models.fx_features": View(names=_TRACE),
     "timm.models.hub": View(names=_HUB),
     "timm.models._hub": View(names=_HUB),
+    **{module: View(homes, names) for module, (homes, names) in TRAINING.items()},
 }
 
 

@@ -1,0 +1,52 @@
+"""Two processes that stay for all tests of a module, for what only several ranks show."""
+
+import os
+import traceback
+from contextlib import contextmanager
+from multiprocessing import get_context, set_start_method
+
+import torch
+from support import free_port
+
+from opsin.train.distributed import connect
+
+__all__ = ["two_ranks"]
+
+
+@contextmanager
+def two_ranks():
+    """A function `both`: `both(job, *args)` is what `job(world, *args)` returns in two processes, which stay."""
+    context, pipes, processes = get_context("spawn"), [], []
+    for rank in range(2):
+        ours, theirs = context.Pipe()
+        pipes.append(ours)
+        processes.append(context.Process(target=serve, args=(rank, theirs)))
+        processes[-1].start()
+
+    def call(job, *args):
+        port, found = free_port(), []
+        for pipe in pipes:
+            pipe.send((job, port, args))
+        for pipe in pipes:
+            assert pipe.poll(120), "a rank waits for ever"
+            found.append(pipe.recv())
+        assert all(good for good, _ in found), found
+        return [result for _, result in found]
+
+    yield call
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def serve(rank, pipe):
+    torch.set_num_threads(1)
+    set_start_method("fork", force=True)  # of data workers, as in any process
+    while True:
+        job, port, args = pipe.recv()
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
+        try:
+            with connect("cpu") as world:
+                pipe.send((True, job(world, *args)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
