@@ -149,15 +149,15 @@ def test_global_pool():
     x = torch.randn(2, 4, 5, 6)
     nhwc = x.permute(0, 2, 3, 1)
     for pool in ("avg", "max", "avgmax", "catavgmax"):
-        layer = SelectAdaptivePool2d(pool)
+        layer = SelectAdaptivePool2d(pool_type=pool, flatten=True)
         out = layer(x)
-        assert out.shape == (2, 4 * layer.feat_mult)
-        assert torch.allclose(SelectAdaptivePool2d(pool, input_fmt="NHWC")(nhwc), out)
-        assert SelectAdaptivePool2d(pool, flatten=False)(x).shape == (2, 4 * layer.feat_mult, 1, 1)
-    assert torch.allclose(SelectAdaptivePool2d("avgmax")(x), (x.mean((2, 3)) + x.amax((2, 3))) / 2)
-    assert SelectAdaptivePool2d("")(x) is x
+        assert out.shape == (2, 4 * layer.feat_mult())
+        assert torch.allclose(SelectAdaptivePool2d(1, pool, True, "NHWC")(nhwc), out)
+        assert SelectAdaptivePool2d(pool_type=pool)(x).shape == (2, 4 * layer.feat_mult(), 1, 1)
+    assert torch.allclose(SelectAdaptivePool2d(1, "avgmax", True)(x), (x.mean((2, 3)) + x.amax((2, 3))) / 2)
+    assert SelectAdaptivePool2d(1, "")(x) is x
     with pytest.raises(UnknownArgumentError, match="Did you mean avg"):
-        SelectAdaptivePool2d("avgg")
+        SelectAdaptivePool2d(1, "avgg")
 
 
 def test_blur_pool():

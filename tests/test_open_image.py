@@ -141,6 +141,13 @@ def test_float_tiff_and_values_out_of_range(tmp_path):
         open_image(Image.fromarray(np.array([[-4, 1]], dtype=np.int32)))
 
 
+def test_32_bit_integers_of_8_bits(tmp_path):
+    values = np.array([[0, 1, 128, 255]], dtype=np.int32)
+    Image.fromarray(values).save(tmp_path / "i.tif")
+    assert rgb(open_image(tmp_path / "i.tif"))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert rgb(open_image(Image.fromarray(values * 257)))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
 def test_cmyk_ycbcr_bilevel_grey(photo, tmp_path):
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=100)
     assert np.abs(rgb(open_image(tmp_path / "cmyk.jpg")).astype(int) - (255, 0, 0)).max() <= 3

@@ -236,6 +236,7 @@ def test_half_precision():
 def test_what_load_takes_a_source_for(source, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet34").mkdir()  # no model in it
+    (tmp_path / "runs" / "best").mkdir(parents=True)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "config.json").write_text("{}")
     assert predictor_module.model_name(source) == name

@@ -1,6 +1,7 @@
 """The errors opsin raises: one clear message each, with the nearest right name or the fix."""
 
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ __all__ = [
     "WeightsError",
     "check_choice",
     "check_known",
+    "check_place",
     "did_you_mean",
     "names_checked",
     "warn_user",
@@ -82,6 +84,17 @@ def names_checked(fn: Callable[P, R]) -> Callable[P, R]:
         return fn(*args, **kwargs)
 
     return checked
+
+
+def check_place(path: Path) -> None:
+    """Raise `OpsinError` for a file that cannot be written where it is to be."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise OpsinError(f"{path} is a folder; name a file")
+    if not folder.is_dir():
+        raise OpsinError(f"{path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OpsinError(f"{path}: the folder {folder} is not to be written to")
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

@@ -104,7 +104,9 @@ def test_pretrained_from_a_file(weights) -> None:
     with pytest.raises(RuntimeError, match=r"fc\.weight"):
         load_checkpoint(model, path.with_name("half.safetensors"))
     report = load_checkpoint(model, path.with_name("half.safetensors"), strict=False)
-    assert set(report.missing) == {"fc.weight", "fc.bias"}
+    missing, unexpected = report
+    assert set(missing) == set(report.missing_keys) == {"fc.weight", "fc.bias"}
+    assert not unexpected
 
 
 def test_direct_vit_and_its_parts() -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "aliases_of",
     "architectures",
     "default_tag",
+    "is_embedding",
     "model_facts",
     "natural_key",
     "pretrained_cfg",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 DATA = Path(__file__).with_name("data")
+EMBEDDING_WIDTHS = (512, 640, 768, 1024, 1280)
 
 _NORMS: dict[str, dict[str, tuple[float, ...]]] = {
     "": {},
@@ -274,6 +276,14 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
         classifier=_names(row["classifier"] or model["classifier"]),
         **record,
     )
+
+
+def is_embedding(name: str) -> bool:
+    """Whether the published weights `architecture.tag` give no classes but an embedding, to compare with a text's.
+
+    All of those learnt pictures with texts, and their widths are those of no published list of classes.
+    """
+    return name in _weights() and pretrained_cfg(name).num_classes in EMBEDDING_WIDTHS
 
 
 def pretrained_cfgs(architecture: str) -> list[PretrainedCfg]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opsin.errors import OpsinError, UnknownModelError, did_you_mean
+from opsin.errors import OpsinError, UnknownModelError, check_place, did_you_mean
 from opsin.models._index import MODELS
 from opsin.models._registry import list_models, resolve_name
 
@@ -74,8 +74,7 @@ def check_output(path: Path | None, key: Sequence[str]) -> None:
         return
     if path.suffix.lower() not in (".csv", ".json"):
         raise OpsinError(f"{path}: results are written as .csv or .json")
-    if not path.absolute().parent.is_dir():
-        raise OpsinError(f"{path}: there is no folder {path.absolute().parent}")
+    check_place(path)
     for row in read_rows(path, key):
         if missing := [name for name in key if name not in row]:
             raise OpsinError(

@@ -62,6 +62,8 @@ def bench(
     """
     import torch
 
+    from opsin.inference._device import find_device
+
     names = expand(models, pretrained=False)
     if prepare and mode != "inference":
         raise OpsinError(f"--prepare is for inference, not for --mode {mode}")
@@ -70,7 +72,7 @@ def bench(
         from opsin.inference.speed_plot import check_plot
 
         check_plot(plot)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(find_device(device))
     how: dict[str, Any] = {
         "batch_size": batch_size, "channels_last": channels_last, "prepare": prepare, "compile": compile,
         "threads": threads,

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from opsin.cli.predict import default_model, run, summary, write
+from opsin.data.pen import check_image_file
 from opsin.errors import OpsinError
 
 __all__ = ["demo"]
@@ -23,6 +24,7 @@ def demo(*, output: Path = Path("demo.png")) -> int:
         output: The contact sheet, an image file.
     """
     photos = _photos()
+    check_image_file(output)
     source = default_model()
     from opsin.inference.predictor import load
     from opsin.inference.sheet import save_sheet

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, check_place
 
 __all__ = ["predict"]
 
@@ -46,15 +46,19 @@ def predict(
         device: cpu, cuda, cuda:1, mps; the best there is by default.
     """
     form = _form(json, csv, output)
+    if output is not None:  # said before the work, as all else that can be
+        check_place(output)
     source = model or default_model()
     from opsin.data.images import find_images
     from opsin.inference.predictor import load
 
     images = find_images(inputs)
     if sheet is not None:
+        from opsin.data.pen import check_image_file
         from opsin.inference.sheet import MAX_CARDS, save_sheet
 
-        if len(images) > MAX_CARDS:  # said before the work, not after it
+        check_image_file(sheet)
+        if len(images) > MAX_CARDS:
             raise OpsinError(f"--sheet takes at most {MAX_CARDS} pictures; these are {len(images)}")
     predictor = load(source, device=device, batch_size=batch_size)
     if sheet is not None and predictor.task == "regression":
@@ -193,8 +197,13 @@ def _plain(results: list[Any]) -> str:
             told = "; ".join(f"{name}: {_said(answer)}" for name, answer in result.heads.items())
         else:
             told = _said(result)
-        lines.append(f"{result.source}: {told}" if result.error is None else f"{result.source}: error")
+        lines.append(f"{_escaped(result.source)}: {_escaped(told) if result.error is None else 'error'}")
     return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """With the characters that would end a line as Python writes them."""
+    return "".join(repr(c)[1:-1] if c.splitlines() == [""] else c for c in text)
 
 
 def _said(answer: Any) -> str:

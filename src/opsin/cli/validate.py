@@ -84,6 +84,9 @@ def validate(
     if num_classes is not None and checkpoint is None:
         raise OpsinError("--num-classes is for a --checkpoint; published weights and saved models have their own heads")
     check_output(output, KEY)
+    from opsin.inference._device import find_device
+
+    device = str(find_device(device))
     reader = _open(where, split, class_map, target)
     building = {"in_chans": in_chans, "num_classes": num_classes}
     sizing = {"img_size": img_size, "crop_pct": crop_pct, "use_test_size": use_test_size}
@@ -145,7 +148,7 @@ def _scores(
 
     from opsin.train.validate import validate
 
-    amp, device = how.pop("amp"), how.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    amp, device = how.pop("amp"), how.pop("device")
     try:
         model, preprocess, said = _build(name, checkpoint, building, sizing)
         with _Progress(name, reader) as progress:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http.client import HTTPException
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from opsin.errors import ImageError, did_you_mean
+from opsin.errors import ImageError, did_you_mean, warn_user
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -33,8 +34,10 @@ __all__ = [
     "with_channels",
 ]
 
-Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
 
+HEIF = frozenset({".heic", ".heif", ".hif"})  # Pillow reads them with a plugin
+RAW = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2"})
 # what counts as a picture when a folder is searched; a file that is named outright is opened whatever its suffix
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
@@ -42,7 +45,8 @@ IMAGE_SUFFIXES = frozenset(
         *("avif", "bmp", "dds", "dib", "gif", "ico", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg", "jpx", "pbm", "pcx"),
         *("pgm", "png", "pnm", "ppm", "qoi", "sgi", "tga", "tif", "tiff", "webp"),
     )
-)
+) | (HEIF if find_spec("pillow_heif") else frozenset())
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # of a file, behind "ftyp"
 URL_TIMEOUT = 30  # seconds without an answer
 _DIGITS = re.compile(r"[0-9]+")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # what an (H, W, n) array means as a picture
@@ -53,7 +57,8 @@ def open_image(source: Source, *, channels: int = 3) -> Image.Image | np.ndarray
 
     Args:
         source: a path, an http(s) URL, encoded bytes, a binary file object, a Pillow image, or an array (H, W) or
-            (H, W, C) of uint8, uint16 or floats in 0..1. An animation gives its first frame.
+            (H, W, C) of uint8, uint16 or floats in 0..1. An animation gives its first frame. A grey picture of 32-bit
+            integers counts as one of 8 bits if none of its values is above 255, else of 16.
         channels: what the model takes. 3 gives an RGB image and 1 a grey one ("L"), transparency laid on white in
             both; any other count gives a uint8 array (H, W, channels) and needs a source that has just so many
             (an array, a `.npy` file, a picture with that many bands such as RGBA).
@@ -81,8 +86,10 @@ def describe(source: Any) -> str:
         case str() | os.PathLike():
             # names that are no valid UTF-8 arrive as lone surrogates, which no file or terminal accepts
             return os.fspath(source).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        case bytes():
+        case bytes() | bytearray():
             return f"<{len(source)} bytes>"
+        case memoryview():
+            return f"<{source.nbytes} bytes>"
         case np.ndarray():
             return f"<array {'x'.join(map(str, source.shape))} {source.dtype}>"
         case Image.Image():
@@ -204,7 +211,9 @@ def _decode(data: bytes, name: str) -> Image.Image:
         with Image.open(BytesIO(data)) as image:
             image.load()
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a picture in any format that Pillow reads") from error
+        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+            return _decode_heif(data, name)
+        raise ImageError(f"{name}: not a picture in any format that Pillow reads{_raw_hint(name)}") from error
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ImageError(
@@ -213,6 +222,22 @@ def _decode(data: bytes, name: str) -> Image.Image:
     except Exception as error:  # format plugins meet damaged bytes with errors of every kind
         raise ImageError(f"{name}: truncated or damaged ({error})") from error
     return _upright(image, name)
+
+
+def _decode_heif(data: bytes, name: str) -> Image.Image:
+    """With the plugin, if it is installed; Pillow knows it from then on."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ImageError(f"{name}: a HEIC picture, which Pillow reads once you pip install pillow-heif") from error
+    if "HEIF" in Image.OPEN:  # it has been asked already
+        raise ImageError(f"{name}: a HEIC picture that pillow-heif cannot read")
+    register_heif_opener()
+    return _decode(data, name)
+
+
+def _raw_hint(name: str) -> str:
+    return "; a camera's raw data has to be developed into a JPEG or TIFF first" if _suffix(name) in RAW else ""
 
 
 def _decode_array(data: bytes, name: str) -> np.ndarray:
@@ -240,7 +265,8 @@ def _image_to_eight_bits(image: Image.Image, name: str) -> Image.Image:
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise ImageError(f"{name}: 32-bit values from {values.min()} to {values.max()}; rescale to 16 or 8 bits")
-        return Image.fromarray(_array_to_eight_bits(values.astype(np.uint16), name))
+        bits = np.uint8 if values.size and values.max() <= 255 else np.uint16
+        return Image.fromarray(_array_to_eight_bits(values.astype(bits), name))
     if image.mode == "F":
         return Image.fromarray(_array_to_eight_bits(np.asarray(image), name))
     return image
@@ -308,6 +334,7 @@ def _search(folder: str) -> list[str]:
         raise ImageError(f"{describe(error.filename)}: cannot be searched ({error.strerror})") from error
 
     found: list[str] = []
+    unread: list[str] = []
     seen: set[str] = set()
     for here, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(here)
@@ -315,13 +342,30 @@ def _search(folder: str) -> list[str]:
         if real in seen:
             continue
         seen.add(real)
-        pictures = (f for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES)
-        found += [os.path.join(here, f) for f in pictures]
+        paths = [os.path.join(here, f) for f in files if not f.startswith(".")]
+        found += [path for path in paths if _suffix(path) in IMAGE_SUFFIXES]
+        unread += [path for path in paths if _suffix(path) in (HEIF | RAW) - IMAGE_SUFFIXES]
+    hint = _unread_hint(sorted(unread, key=natural_key))
     if not found:
-        raise ImageError(
-            f"{describe(folder)}: no pictures in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))})"
-        )
+        looked = hint or f"looked for {' '.join(sorted(IMAGE_SUFFIXES))}"
+        raise ImageError(f"{describe(folder)}: no pictures in this folder ({looked})")
+    if hint:
+        warn_user(f"{describe(folder)}: {hint}")
     return sorted(found, key=natural_key)
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _unread_hint(paths: list[str]) -> str:
+    """What is left out of a folder although it is a picture, and what would bring it in; nothing for nothing."""
+    if not paths:
+        return ""
+    listed = ", ".join(map(describe, paths[:5])) + (" …" if len(paths) > 5 else "")
+    ways = ["pip install pillow-heif"] if any(_suffix(path) in HEIF for path in paths) else []
+    ways += ["develop the raw ones into JPEG or TIFF"] if any(_suffix(path) in RAW for path in paths) else []
+    return f"{len(paths)} left out, which Pillow does not read: {listed}; to have them, {' and '.join(ways)}"
 
 
 def _from_stdin() -> Iterator[str | BytesIO]:

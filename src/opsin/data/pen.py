@@ -6,10 +6,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, check_place
 
-__all__ = ["ALARM", "CARD", "INK", "MUTED", "PAPER", "TRACK", "Pen", "save_image"]
+__all__ = ["ALARM", "CARD", "INK", "MUTED", "PAPER", "TRACK", "Pen", "check_image_file", "save_image"]
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pdf")
 INK, MUTED, TRACK, PAPER, CARD, ALARM = "#1c2230", "#7a8294", "#e8ebf1", "#f3f5f9", "#ffffff", "#b3261e"
 
 
@@ -65,15 +66,21 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
+def check_image_file(path: Path) -> None:
+    """Raise `OpsinError` for a file that no image can be written to."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise OpsinError(f"{path}: no image format has this suffix; use .png (there are {' '.join(SUFFIXES)})")
+    check_place(path)
+
+
 def save_image(image: Image.Image, path: str | Path) -> Path:
     """Into a file, whose suffix names the format; it appears whole or not at all."""
     path = Path(path)
+    check_image_file(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         image.save(part)
         part.replace(path)
-    except ValueError as error:
-        raise OpsinError(f"{path}: no image format has this suffix; use .png") from error
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -87,7 +87,7 @@ def own_labels(model: Any) -> list[Label]:
 
 def named_labels(names: Sequence[str], descriptions: Mapping[str, str] | None) -> list[Label]:
     """Labels of these names, with their words."""
-    words = descriptions or {}
+    names, words = [str(name) for name in names], {str(k): v for k, v in (descriptions or {}).items()}
     known = labels_for(len(names))
     if known is not None and known.synsets == tuple(names):
         return _from_set(known)

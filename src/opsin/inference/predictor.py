@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from opsin.catalog import is_embedding
 from opsin.data.images import Source, describe, open_image
 from opsin.data.labels import TargetScale
 from opsin.data.preprocess import Preprocess
 from opsin.data.readers.heads import Head, spans
-from opsin.errors import ImageError, OpsinError, check_choice
+from opsin.errors import ImageError, OpsinError, WeightsError, check_choice, did_you_mean
 from opsin.inference._answers import Answer, Score, answers, named_labels, own_labels
+from opsin.inference._device import find_device
 from opsin.weights.artefact import TASKS, read_config, read_task
 from opsin.weights.sources import HUB_PREFIXES, LOCAL_PREFIX
 
@@ -88,11 +90,12 @@ class Predictor:
         batch_size: int = 32,
         workers: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise OpsinError(f"batch_size must be at least 1, not {batch_size}")
-        self.num_classes: int = model.num_classes  # type: ignore[assignment]
-        if self.num_classes < 1:
-            raise OpsinError("this model has no classifier (num_classes=0); Predictor needs one")
+        for option, number in (("batch_size", batch_size), ("workers", workers)):
+            if number is not None and number < 1:
+                raise OpsinError(f"{option} must be at least 1, not {number}")
+        self.num_classes: int = _num_classes(model, described=preprocess is not None and labels is not None)
+        if labels is None and task == "single":
+            _refuse_embedding(model)
         check_choice(task, TASKS, what="task")
         if scale is not None and (task != "regression" or len(scale.mean) != self.num_classes):
             raise OpsinError(f"a scale of {len(scale.mean)} numbers for {self.num_classes} outputs of a {task} task")
@@ -101,7 +104,7 @@ class Predictor:
             raise OpsinError(f"{wide} for {self.num_classes} outputs of a {task} task")
         self.task, self.scale, self.heads = task, scale, tuple(heads)
         self._head_labels = [named_labels(head.classes or (), None) for head in self.heads]
-        self.model = (model if device is None else model.to(device)).eval()
+        self.model = (model if device is None else model.to(find_device(device))).eval()
         self.preprocess = preprocess or Preprocess.from_model(model)
         self.labels = own_labels(model) if labels is None else named_labels(labels, descriptions)
         if len(self.labels) != self.num_classes:
@@ -109,7 +112,7 @@ class Predictor:
         self.batch_size = batch_size
         self.workers = workers or min(8, os.cpu_count() or 1)
         weight = next(model.parameters(), None)
-        self.device = weight.device if weight is not None else torch.device(device or "cpu")
+        self.device = weight.device if weight is not None else find_device(device or "cpu")
         self.dtype = weight.dtype if weight is not None else torch.float32
 
     @property
@@ -134,31 +137,31 @@ class Predictor:
         Raises:
             ImageError: a picture cannot be read; it is named. (`stream` goes on past it.)
         """
-        one = isinstance(images, str | os.PathLike | bytes | Image.Image) or hasattr(images, "read")
         if isinstance(images, Tensor):
             found = self._predict_ready(images if images.ndim == 4 else images[None], topk)
             return found if images.ndim == 4 else found[0]
-        if isinstance(images, np.ndarray):
-            one = images.ndim != 4
         results = []
-        for result in self.stream([images] if one else images, topk):  # type: ignore[arg-type, list-item]
+        for result in self.stream(images, topk):
             if result.error is not None:
                 raise ImageError(result.error)
             results.append(result)
-        return results[0] if one else results
+        return results[0] if _is_one(images) else results
 
-    def stream(self, images: Iterable[Source], topk: int = 5) -> Iterator[Prediction]:
+    def stream(self, images: Source | Iterable[Source], topk: int = 5) -> Iterator[Prediction]:
         """Predictions one by one, in order, as batches are done; read lazily, so `images` may be endless.
 
-        A picture that cannot be read gives a `Prediction` with `error` set, and the rest goes on.
+        `images` are what `predict` takes, but for tensors. A picture that cannot be read gives a `Prediction` with
+        `error` set, and the rest goes on.
         """
         _check_topk(topk)
-        images = iter(images)
+        if not (_is_one(images) or isinstance(images, Iterable)) or isinstance(images, Tensor):
+            raise OpsinError(f"this takes one picture, or an iterable of pictures, not {type(images).__name__}")
+        pictures: Iterator[Any] = iter([images] if _is_one(images) else images)  # type: ignore[arg-type]
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="opsin-read")
         waiting: deque[tuple[str, Future[Tensor]]] = deque()
 
         def refill() -> None:
-            for image in itertools.islice(images, 2 * self.batch_size - len(waiting)):
+            for image in itertools.islice(pictures, 2 * self.batch_size - len(waiting)):
                 waiting.append((describe(image), pool.submit(self._read, image)))
 
         try:
@@ -268,10 +271,16 @@ def load(
     """
     from opsin.factory import create_model  # the families are needed here alone
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(device)
     name = model_name(source)
-    return Predictor(create_model(name, pretrained=True), **meaning(name), device=device, batch_size=batch_size)
+    try:
+        model = create_model(name, pretrained=True)
+        _refuse_embedding(model, published=name.removeprefix("hf-hub:").startswith("timm/"))
+        return Predictor(model, **meaning(name), device=device, batch_size=batch_size)
+    except WeightsError as error:
+        if name != os.fspath(source) and name.startswith(HUB_PREFIXES):
+            raise WeightsError(f"there is no folder {source} here, and {error}") from error
+        raise
 
 
 def meaning(name: str) -> dict[str, Any]:
@@ -284,19 +293,64 @@ def meaning(name: str) -> dict[str, Any]:
 
 
 def model_name(source: str | os.PathLike[str]) -> str:
-    """The name that `create_model` knows a source by."""
+    """The name that `create_model` knows a source by.
+
+    Raises `WeightsError` for what can only be a folder that is not there, with the nearest that is.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise OpsinError(f"a model goes by a name or a folder, not by {type(source).__name__}")
     name = os.fspath(source)
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+    if name.startswith((*HUB_PREFIXES, LOCAL_PREFIX)):
         return name
-    here = os.path.isfile(os.path.join(name, "config.json"))  # a folder that merely bears a model's name does not count
-    if (
-        here
-        or not isinstance(source, str)
-        or name.startswith((".", "~", os.sep))
-        or (os.path.exists(name) and "/" in name)
-    ):
-        return f"local-dir:{os.path.expanduser(name)}"
+    path = os.path.expanduser(name)
+    if os.path.isfile(os.path.join(path, "config.json")):  # a folder that merely bears a model's name does not count
+        return f"{LOCAL_PREFIX}{path}"
+    parent, base = os.path.split(path.rstrip(os.sep))
+    if not isinstance(source, str) or name.startswith((".", "~", os.sep)) or (parent and os.path.isdir(parent)):
+        if os.path.exists(path):
+            return f"{LOCAL_PREFIX}{path}"
+        nearby = os.listdir(parent or ".") if os.path.isdir(parent or ".") else []
+        hub = f" If you mean the hub's, write hf-hub:{name}." if name.count("/") == 1 and name[0] not in "./~" else ""
+        raise WeightsError(f"{describe(path)}: there is no such folder.{did_you_mean(base, nearby)}{hub}")
     return f"hf-hub:{name}" if name.count("/") == 1 else name
+
+
+def _is_one(images: Any) -> bool:
+    """Whether this is one picture and not several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+    return isinstance(images, one) or hasattr(images, "read")
+
+
+def _num_classes(model: Any, *, described: bool) -> int:
+    """Of a model that can be asked for its classes and, unless they are `described`, how it sees and names them."""
+    for name in ("num_classes", *(() if described else ("pretrained_cfg",))):
+        if not hasattr(model, name):
+            raise OpsinError(
+                f"Predictor takes a classifier as create_model gives it, without features_only; {type(model).__name__} "
+                f"has no {name}. A module of your own needs num_classes, and pretrained_cfg unless preprocess= and "
+                "labels= are given."
+            )
+    if model.num_classes < 1:
+        raise OpsinError("this model has no classifier (num_classes=0); Predictor needs one")
+    return int(model.num_classes)
+
+
+def _refuse_embedding(model: Any, *, published: bool = False) -> None:
+    """Refuse published weights whose outputs are no classes. What somebody saved means what it says.
+
+    A record says where its weights are published; one that was read from a folder or repository says no more.
+    """
+    record = getattr(model, "pretrained_cfg", None) or {}
+    published = published or bool(record.get("hf_hub_id") or record.get("url"))
+    name = f"{getattr(model, 'architecture', '')}.{record.get('tag')}"
+    if published and record.get("num_classes") == model.num_classes and is_embedding(name):
+        raise OpsinError(
+            f"the {model.num_classes} outputs of {name} are no classes but an embedding, to compare with that of a "
+            "text. For embeddings of pictures take create_model(…, num_classes=0); for classes train a head "
+            f"(opsin train --model {name}), or name those you trained by labels="
+        )
 
 
 def _check_topk(topk: int) -> None:

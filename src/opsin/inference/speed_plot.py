@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, check_place
 
 __all__ = ["check_plot", "frontier", "speed_plot"]
 
@@ -17,8 +17,7 @@ def check_plot(path: Path) -> None:
     """Raise `OpsinError` for a file that the plot could not be written to."""
     if path.suffix.lower() not in SUFFIXES:
         raise OpsinError(f"{path}: a plot is written as {', '.join(SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
-        raise OpsinError(f"{path}: there is no folder {path.absolute().parent}")
+    check_place(path)
 
 
 def frontier(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

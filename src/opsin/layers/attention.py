@@ -43,7 +43,11 @@ def _head_dim(dim: int, num_heads: int) -> int:
 class Attention(nn.Module):
     """Self-attention over `(B, N, dim)`.
 
+    `fused_attn` (on) goes through torch's fused kernel; switched off, the weights of attention exist, and pass through
+    the module `attn_drop`, where a hook sees them.
+
     Args:
+        attn_head_dim: width of a head; None for dim / num_heads. dim_out: width of the output; None for dim.
         qk_norm: `norm_layer` on queries and keys, per head. scale_norm: `norm_layer` before the output projection.
         attn_drop, proj_drop: dropout on the attention weights and after the projection.
     """
@@ -52,6 +56,8 @@ class Attention(nn.Module):
         self,
         dim: int,
         num_heads: int = 8,
+        attn_head_dim: int | None = None,
+        dim_out: int | None = None,
         qkv_bias: bool = False,
         qk_norm: bool = False,
         scale_norm: bool = False,
@@ -61,26 +67,30 @@ class Attention(nn.Module):
         norm_layer: Layer | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = num_heads, _head_dim(dim, num_heads)
-        self.scale = self.head_dim**-0.5
+        self.num_heads, self.head_dim = num_heads, attn_head_dim or _head_dim(dim, num_heads)
+        self.attn_dim = self.num_heads * self.head_dim
+        self.scale, self.fused_attn = self.head_dim**-0.5, True
         norm = get_norm_layer(norm_layer or "layernorm")
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=qkv_bias)
         self.q_norm = norm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = norm(self.head_dim) if qk_norm else nn.Identity()
         self.attn_drop = nn.Dropout(attn_drop)
-        self.norm = norm(dim) if scale_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.norm = norm(self.attn_dim) if scale_norm else nn.Identity()
+        self.proj = nn.Linear(self.attn_dim, dim_out or dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        batch, count, dim = x.shape
+        batch, count, _ = x.shape
         qkv = self.qkv(x).reshape(batch, count, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        drop = self.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(
-            self.q_norm(q), self.k_norm(k), v, attn_mask, drop, is_causal, scale=self.scale
-        )
-        x = x.transpose(1, 2).reshape(batch, count, dim)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.fused_attn:
+            drop = self.attn_drop.p if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask, drop, is_causal, scale=self.scale)
+        else:
+            scores = add_bias((q * self.scale) @ k.transpose(-2, -1), attn_mask, is_causal)
+            x = self.attn_drop(scores.softmax(-1)) @ v
+        x = x.transpose(1, 2).reshape(batch, count, self.attn_dim)
         return self.proj_drop(self.proj(self.norm(x)))
 
 

@@ -40,8 +40,8 @@ class ClassifierHead(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, num_classes: int, *, pool_type: str = "avg", drop_rate: float = 0.0,
-        input_fmt: str = "NCHW", use_conv: bool = False,
+        self, in_features: int, num_classes: int, pool_type: str = "avg", drop_rate: float = 0.0,
+        use_conv: bool = False, input_fmt: str = "NCHW",
     ) -> None:  # fmt: skip
         super().__init__()
         self.in_features = in_features
@@ -53,8 +53,10 @@ class ClassifierHead(nn.Module):
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """A fresh classifier for `num_classes` (0: none), and another pooling if named."""
         if pool_type is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type, input_fmt=self.input_fmt)
-        self.num_features = self.in_features * self.global_pool.feat_mult
+            self.global_pool = SelectAdaptivePool2d(
+                pool_type=pool_type, flatten=bool(pool_type), input_fmt=self.input_fmt
+            )
+        self.num_features = self.in_features * self.global_pool.feat_mult()
         self.fc = _classifier(self.num_features, num_classes, self.global_pool.pool_type, self.use_conv)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -75,7 +77,7 @@ class NormMlpClassifierHead(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, num_classes: int, *, hidden_size: int | None = None, pool_type: str = "avg",
+        self, in_features: int, num_classes: int, hidden_size: int | None = None, pool_type: str = "avg",
         drop_rate: float = 0.0, norm_layer: Any = "layernorm2d", act_layer: str | Callable[..., nn.Module] = "tanh",
     ) -> None:  # fmt: skip
         super().__init__()
@@ -92,8 +94,8 @@ class NormMlpClassifierHead(nn.Module):
         self.fc = _classifier(self.num_features, num_classes, pool_type)
 
     def _set_pool(self, pool_type: str) -> None:
-        self.global_pool = SelectAdaptivePool2d(pool_type, flatten=False)
-        if self.global_pool.feat_mult != 1:
+        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type)
+        if self.global_pool.feat_mult() != 1:
             raise ValueError(f"global_pool={pool_type!r} changes the width, but the norm behind it does not")
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:

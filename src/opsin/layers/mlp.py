@@ -27,7 +27,6 @@ class Mlp(nn.Module):
         in_features: int,
         hidden_features: int | None = None,
         out_features: int | None = None,
-        *,
         act_layer: Act = "gelu",
         norm_layer: Any = None,
         bias: bool | tuple[bool, bool] = True,

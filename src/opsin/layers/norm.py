@@ -80,16 +80,17 @@ class GroupNorm(nn.GroupNorm):
     """Group norm that takes the channels first, like every other norm here: 32 groups, or groups of `group_size`."""
 
     def __init__(
-        self, num_channels: int, num_groups: int = 32, eps: float = 1e-5, group_size: int | None = None
-    ) -> None:
-        super().__init__(num_channels // group_size if group_size else num_groups, num_channels, eps=eps)
+        self, num_channels: int, num_groups: int = 32, eps: float = 1e-5, affine: bool = True,
+        group_size: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(num_channels // group_size if group_size else num_groups, num_channels, eps, affine)
 
 
 class GroupNorm1(GroupNorm):
     """Group norm with a single group: layer norm over channels and positions."""
 
-    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
-        super().__init__(num_channels, num_groups=1, eps=eps)
+    def __init__(self, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_channels, 1, eps, affine)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {

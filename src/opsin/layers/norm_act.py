@@ -25,19 +25,19 @@ __all__ = [
 Act = str | Callable[..., nn.Module]
 
 
-def _act(act_layer: Act, apply_act: bool) -> nn.Module:
-    return create_act(act_layer, inplace=True) if apply_act else nn.Identity()
+def _act(act_layer: Act, apply_act: bool, inplace: bool) -> nn.Module:
+    return create_act(act_layer, inplace=inplace) if apply_act else nn.Identity()
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
     """Batch norm, then an activation."""
 
     def __init__(
-        self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, *, apply_act: bool = True,
-        act_layer: Act = "relu",
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True,
+        track_running_stats: bool = True, apply_act: bool = True, act_layer: Act = "relu", *, inplace: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(num_channels, eps=eps, momentum=momentum)
-        self.act = _act(act_layer, apply_act)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.act = _act(act_layer, apply_act, inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(super().forward(x))
@@ -47,11 +47,11 @@ class GroupNormAct(GroupNorm):
     """Group norm (32 groups, or groups of `group_size`), then an activation."""
 
     def __init__(
-        self, num_channels: int, num_groups: int = 32, eps: float = 1e-5, group_size: int | None = None, *,
-        apply_act: bool = True, act_layer: Act = "relu",
+        self, num_channels: int, num_groups: int = 32, eps: float = 1e-5, affine: bool = True,
+        group_size: int | None = None, apply_act: bool = True, act_layer: Act = "relu", *, inplace: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(num_channels, num_groups, eps, group_size)
-        self.act = _act(act_layer, apply_act)
+        super().__init__(num_channels, num_groups, eps, affine, group_size)
+        self.act = _act(act_layer, apply_act, inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(super().forward(x))
@@ -61,10 +61,11 @@ class LayerNormAct2d(LayerNorm2d):
     """Layer norm over the channels of (B, C, H, W), then an activation."""
 
     def __init__(
-        self, num_channels: int, eps: float = 1e-5, *, apply_act: bool = True, act_layer: Act = "relu"
-    ) -> None:
-        super().__init__(num_channels, eps=eps)
-        self.act = _act(act_layer, apply_act)
+        self, num_channels: int, eps: float = 1e-5, affine: bool = True, apply_act: bool = True,
+        act_layer: Act = "relu", *, inplace: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(num_channels, eps, affine)
+        self.act = _act(act_layer, apply_act, inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(super().forward(x))

@@ -13,31 +13,41 @@ POOLS = ("", "avg", "max", "avgmax", "catavgmax")
 
 
 class SelectAdaptivePool2d(nn.Module):
-    """Pool a map to one value per channel: `avg`, `max`, `avgmax` (their mean), `catavgmax` (both), or "" for none.
+    """Pool a map to `output_size`: `avg`, `max`, `avgmax` (their mean), `catavgmax` (both), or "" for none.
 
-    Takes `(B, C, H, W)`, or `(B, H, W, C)` with `input_fmt="NHWC"`. Returns `(B, C * feat_mult)` when it pools and
-    `flatten` is set, `(B, C, 1, 1)` when not; with "" the map as it came.
+    Takes `(B, C, H, W)`, or `(B, H, W, C)` with `input_fmt="NHWC"`, which pools to one value per channel. Returns
+    `(B, C * feat_mult(), *output_size)`, in the layout it came in, or with `flatten` one row a picture.
     """
 
-    def __init__(self, pool_type: str = "avg", flatten: bool = True, input_fmt: str = "NCHW") -> None:
+    def __init__(
+        self, output_size: int | tuple[int, int] = 1, pool_type: str = "fast", flatten: bool = False,
+        input_fmt: str = "NCHW",
+    ) -> None:  # fmt: skip
         super().__init__()
-        if pool_type.startswith("fast"):  # an older name for the same, in published configs
+        fast = pool_type.startswith("fast")  # an older name for one value per channel, in published configs
+        if fast:
             pool_type = pool_type.removeprefix("fast") or "avg"
         if pool_type not in POOLS:
             near = did_you_mean(pool_type, POOLS)
             raise UnknownArgumentError(f"no global pooling {pool_type!r}.{near} Known: {', '.join(map(repr, POOLS))}")
-        self.pool_type = pool_type
-        self.flatten = flatten
+        if output_size not in (1, (1, 1)) and (fast or input_fmt != "NCHW"):
+            raise UnknownArgumentError(f"output_size={output_size}: fast pooling, and that of {input_fmt}, has 1 alone")
+        self.pool_type, self.output_size, self.flatten = pool_type, output_size, flatten
         self.dims = (2, 3) if input_fmt == "NCHW" else (1, 2)
         self.channel_dim = 1 if input_fmt == "NCHW" else -1
 
-    @property
     def feat_mult(self) -> int:
+        """How many times as many channels come out."""
         return 2 if self.pool_type == "catavgmax" else 1
 
+    def is_identity(self) -> bool:
+        return not self.pool_type
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.output_size not in (1, (1, 1)):
+            return self._pool_to(x)
         if not self.pool_type:
-            return x
+            return x.flatten(1) if self.flatten else x
         keep = not self.flatten
         if self.pool_type == "avg":
             return x.mean(self.dims, keepdim=keep)
@@ -48,8 +58,18 @@ class SelectAdaptivePool2d(nn.Module):
             return (avg + top) * 0.5
         return torch.cat((avg, top), self.channel_dim if keep else 1)
 
+    def _pool_to(self, x: Tensor) -> Tensor:
+        if self.pool_type == "avg":
+            x = F.adaptive_avg_pool2d(x, self.output_size)
+        elif self.pool_type == "max":
+            x = F.adaptive_max_pool2d(x, self.output_size)
+        elif self.pool_type:
+            avg, top = F.adaptive_avg_pool2d(x, self.output_size), F.adaptive_max_pool2d(x, self.output_size)
+            x = (avg + top) * 0.5 if self.pool_type == "avgmax" else torch.cat((avg, top), 1)
+        return x.flatten(1) if self.flatten else x
+
     def extra_repr(self) -> str:
-        return f"pool_type={self.pool_type!r}, flatten={self.flatten}"
+        return f"output_size={self.output_size}, pool_type={self.pool_type!r}, flatten={self.flatten}"
 
 
 class BlurPool2d(nn.Module):

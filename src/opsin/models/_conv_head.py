@@ -24,8 +24,8 @@ class ConvHead(Model):
     def build_head(self, c: ModelConfig) -> None:
         if c.num_classes and not c.global_pool:
             raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        self.global_pool = SelectAdaptivePool2d(c.global_pool, flatten=False)
-        width = self.num_features * self.global_pool.feat_mult
+        self.global_pool = SelectAdaptivePool2d(pool_type=c.global_pool)
+        width = self.num_features * self.global_pool.feat_mult()
         if not hasattr(self, "conv_head") or self.conv_head.in_channels != width:  # a new classifier leaves it alone
             self.conv_head, self.norm_head = self.conv_head_parts(width)
         self.classifier = nn.Linear(self.head_hidden_size, c.num_classes) if c.num_classes else nn.Identity()

@@ -371,8 +371,10 @@ class Model(nn.Module):
         """
         if config.num_classes and not config.global_pool:
             raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        self.global_pool = SelectAdaptivePool2d(config.global_pool, input_fmt=self.layout)
-        width = self.num_features * self.global_pool.feat_mult
+        self.global_pool = SelectAdaptivePool2d(
+            pool_type=config.global_pool, flatten=bool(config.global_pool), input_fmt=self.layout
+        )
+        width = self.num_features * self.global_pool.feat_mult()
         linear = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
         setattr(self, str(self.classifier_path), linear)
 

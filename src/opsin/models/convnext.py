@@ -187,13 +187,14 @@ TWO_LAYOUTS = ("layernorm", "rmsnorm", "simplenorm")  # norms with a form for ea
 
 def norms(c: Config) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
     """The norm for (B, C, H, W), and the one inside the blocks."""
+    norm_layer = c.norm_layer or "layernorm"
     fixed = {} if c.norm_eps is None else {"eps": c.norm_eps}
-    base = c.norm_layer.lower().replace("_", "").removesuffix("2d") if isinstance(c.norm_layer, str) else ""
+    base = norm_layer.lower().replace("_", "").removesuffix("2d") if isinstance(norm_layer, str) else ""
     if base in TWO_LAYOUTS:
         return get_norm_layer(f"{base}2d", **fixed), get_norm_layer(f"{base}2d" if c.conv_mlp else base, **fixed)
     if not c.conv_mlp:
-        raise ValueError(f"norm_layer={c.norm_layer!r} works on (B, C, H, W) only: it needs conv_mlp=True")
-    norm = get_norm_layer(c.norm_layer, **fixed)
+        raise ValueError(f"norm_layer={norm_layer!r} works on (B, C, H, W) only: it needs conv_mlp=True")
+    norm = get_norm_layer(norm_layer, **fixed)
     return norm, norm
 
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError
@@ -56,7 +55,7 @@ class VisionTransformerDistilled(VisionTransformer):
         return [self.cls_token, self.dist_token]  # type: ignore[list-item]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
-        tokens = F.dropout(x[:, 0], self.drop_rate, self.training), F.dropout(x[:, 1], self.drop_rate, self.training)
+        tokens = self.head_drop(x[:, 0]), self.head_drop(x[:, 1])
         if pre_logits:
             return (tokens[0] + tokens[1]) / 2
         logits = self.head(tokens[0]), self.head_dist(tokens[1])

@@ -200,8 +200,8 @@ class DLA(Model, config=Config):
         self.build_head(c)
 
     def build_head(self, c: Config) -> None:
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        width = self.num_features * self.global_pool.feat_mult
+        self.global_pool = SelectAdaptivePool2d(pool_type=c.global_pool, flatten=bool(c.global_pool))
+        width = self.num_features * self.global_pool.feat_mult()
         self.fc = ConvClassifier(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def init_module(self, module: nn.Module, name: str) -> bool:

@@ -46,8 +46,8 @@ class EfficientNet(BodyModel, config=Config):
             apply_pruning(self, c.pruned)
 
     def build_head(self, c: Config) -> None:
-        pool = SelectAdaptivePool2d(c.global_pool)
-        self.build_classifier(c, self.num_features * pool.feat_mult, pool)
+        pool = SelectAdaptivePool2d(pool_type=c.global_pool, flatten=bool(c.global_pool))
+        self.build_classifier(c, self.num_features * pool.feat_mult(), pool)
 
 
 # -- tables: block type, r(epeats), k(ernel), s(tride), e(xpansion), c(hannels), se, …; see `decode_row` ---------------

@@ -184,8 +184,8 @@ class Head(nn.Module):
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """A fresh classifier for `num_classes` (0: none), and another pooling if named."""
         if pool_type is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type, flatten=False)
-            if self.global_pool.feat_mult != 1:
+            self.global_pool = SelectAdaptivePool2d(pool_type=pool_type)
+            if self.global_pool.feat_mult() != 1:
                 raise UnknownArgumentError(
                     f"global_pool={pool_type!r} changes the width of the map: use avg, max, avgmax"
                 )

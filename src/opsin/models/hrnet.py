@@ -43,7 +43,7 @@ def conv_norm(in_chs: int, out_chs: int, kernel: int = 3, stride: int = 1, *, bi
 def residual(block: type[ResidualBlock], in_chs: int, planes: int, depth: int) -> list[nn.Module]:
     out_chs = planes * block.expansion
     down = shortcut(in_chs, out_chs, RESNET, 1, 1, 1) if in_chs != out_chs else None
-    return [block(in_chs, planes, RESNET, downsample=down), *(block(out_chs, planes, RESNET) for _ in range(depth - 1))]
+    return [block(in_chs, planes, downsample=down), *(block(out_chs, planes) for _ in range(depth - 1))]
 
 
 class Transition(nn.ModuleList):

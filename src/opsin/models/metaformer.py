@@ -247,8 +247,8 @@ class Head(nn.Module):
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """A fresh classifier for `num_classes` (0: none), and another pooling if named."""
         if pool_type is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type, flatten=False)
-            if self.global_pool.feat_mult != 1:
+            self.global_pool = SelectAdaptivePool2d(pool_type=pool_type)
+            if self.global_pool.feat_mult() != 1:
                 raise UnknownArgumentError(f"global_pool={pool_type!r} changes the width: use avg, max or avgmax")
         if num_classes and not self.global_pool.pool_type:
             raise ValueError("global_pool='' leaves a map: it needs num_classes=0")

@@ -180,8 +180,8 @@ class RepVit(Model, config=Config):
     def build_head(self, c: Config) -> None:
         if c.num_classes and not c.global_pool:
             raise ValueError("global_pool='' leaves a map: it needs num_classes=0")
-        self.global_pool = SelectAdaptivePool2d(c.global_pool)
-        width = self.num_features * self.global_pool.feat_mult
+        self.global_pool = SelectAdaptivePool2d(pool_type=c.global_pool, flatten=bool(c.global_pool))
+        width = self.num_features * self.global_pool.feat_mult()
         args: dict[str, Any] = {"distillation": c.distillation, "drop_rate": c.drop_rate}
         self.head = RepVitClassifier(width, c.num_classes, **args) if c.num_classes else nn.Identity()
 

@@ -21,17 +21,15 @@ class Bottle2neck(ResidualBlock):
 
     expansion = 4
 
-    def __init__(
-        self, in_chs: int, planes: int, c: Config, *, stride: int = 1, dilation: int = 1, first_dilation: int = 1,
-        downsample: nn.Module | None = None, drop_path: float = 0.0, attn_layer: Any = None, attn_args: Any = None,
+    def build(
+        self, in_chs: int, planes: int, c: Config, *, stride: int, dilation: int, first_dilation: int,
         scale: int = 4,
     ) -> None:  # fmt: skip
-        super().__init__()
         if c.aa_layer or c.block_reduce_first != 1 or scale < 2:
             raise ValueError("Bottle2neck takes scale >= 2, and neither aa_layer nor block_reduce_first")
         norm = get_norm_layer(c.norm_layer)
         part, out_chs = planes * c.base_width // 64 * c.cardinality, planes * self.expansion
-        self.chained = stride == 1 and downsample is None
+        self.chained = stride == 1 and in_chs == planes * self.expansion
         self.conv1 = nn.Conv2d(in_chs, part * scale, 1, bias=False)
         self.bn1 = norm(part * scale)
         self.act1 = create_act(c.act_layer, inplace=True)
@@ -41,7 +39,6 @@ class Bottle2neck(ResidualBlock):
         self.pool = nn.Identity() if self.chained else nn.AvgPool2d(3, stride, 1)
         self.conv3 = nn.Conv2d(part * scale, out_chs, 1, bias=False)
         self.bn3 = norm(out_chs)
-        self.finish(out_chs, c, downsample, drop_path, attn_layer, attn_args)
 
     def residual(self, x: Tensor) -> Tensor:
         *parts, last = self.act1(self.bn1(self.conv1(x))).chunk(len(self.convs) + 1, 1)

@@ -1,7 +1,6 @@
 """ResNeSt: ResNet with split attention (https://arxiv.org/abs/2004.08955)."""
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -49,12 +48,10 @@ class ResNestBottleneck(ResidualBlock):
 
     expansion = 4
 
-    def __init__(
-        self, in_chs: int, planes: int, c: Config, *, stride: int = 1, dilation: int = 1, first_dilation: int = 1,
-        downsample: nn.Module | None = None, drop_path: float = 0.0, attn_layer: Any = None, attn_args: Any = None,
+    def build(
+        self, in_chs: int, planes: int, c: Config, *, stride: int, dilation: int, first_dilation: int,
         radix: int = 2, avd: bool = False, avd_first: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__()
         if c.aa_layer or c.block_reduce_first != 1 or radix < 1:
             raise ValueError("ResNestBottleneck takes radix >= 1, and neither aa_layer nor block_reduce_first")
         norm = get_norm_layer(c.norm_layer)
@@ -69,7 +66,6 @@ class ResNestBottleneck(ResidualBlock):
         self.avd_last = nn.Identity() if avd_first else pool
         self.conv3 = nn.Conv2d(width, out_chs, 1, bias=False)
         self.bn3 = norm(out_chs)
-        self.finish(out_chs, c, downsample, drop_path, attn_layer, attn_args)
 
     def residual(self, x: Tensor) -> Tensor:
         x = self.avd_first(self.act1(self.bn1(self.conv1(x))))

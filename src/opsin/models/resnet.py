@@ -20,6 +20,7 @@ from opsin.layers import (
     create_act,
     create_attn,
     drop_path_rates,
+    get_act_layer,
     get_norm_layer,
 )
 from opsin.layers.pool import avg_pool_down
@@ -58,39 +59,54 @@ class Config(ModelConfig):
 
 
 class ResidualBlock(nn.Module):
-    """What both blocks share: shortcut, channel attention, stochastic depth, and the last norm to start at zero."""
+    """What both blocks share: shortcut, channel attention, stochastic depth, and the last norm to start at zero.
+
+    A kind of block says in `build` what its parts are; arguments of its own come in there.
+    """
 
     expansion = 1
+    last_act: ClassVar[str] = "act"  # the name of the activation behind the sum
 
-    def finish(
-        self, out_chs: int, c: Config, downsample: nn.Module | None, drop_path: float, attn_layer: Any, attn_args: Any
-    ) -> None:
-        if attn := create_attn(attn_layer, out_chs, **(attn_args or {})):
-            self.se = attn
-        if downsample is not None:
-            self.downsample = downsample
-        self.act = create_act(c.act_layer, inplace=True)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+    def __init__(
+        self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, cardinality: int = 1,
+        base_width: int = 64, reduce_first: int = 1, dilation: int = 1, first_dilation: int | None = None,
+        act_layer: Any = "relu", norm_layer: Any = "batchnorm2d", attn_layer: Any = None, aa_layer: Any = None,
+        drop_path: nn.Module | None = None, *, attn_args: Mapping[str, Any] | None = None, **own: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        c = Config(
+            cardinality=cardinality, base_width=base_width, block_reduce_first=reduce_first, act_layer=act_layer,
+            norm_layer=norm_layer, aa_layer=aa_layer,
+        )  # fmt: skip
+        self.stride, self.dilation = stride, dilation
+        spacing = {"stride": stride, "dilation": dilation, "first_dilation": first_dilation or dilation}
+        self.build(inplanes, planes, c, **spacing, **own)
+        self.se = create_attn(attn_layer, planes * self.expansion, **(attn_args or {}))
+        self.downsample = downsample
+        self.add_module(self.last_act, create_act(act_layer, inplace=True))
+        self.drop_path = nn.Identity() if drop_path is None else drop_path
+
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Of `in_chs`, `planes` and figures `c`; by name `stride`, `dilation`, `first_dilation` and the block's own."""
+        raise NotImplementedError("BasicBlock and Bottleneck say what they are made of")
 
     def residual(self, x: Tensor) -> Tensor:
         raise NotImplementedError("BasicBlock and Bottleneck say what the residual branch is")
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = self.downsample(x) if hasattr(self, "downsample") else x
+        shortcut = x if self.downsample is None else self.downsample(x)
         x = self.residual(x)
-        if hasattr(self, "se"):
+        if self.se is not None:
             x = self.se(x)
-        return self.act(self.drop_path(x).add_(shortcut))
+        return getattr(self, self.last_act)(self.drop_path(x).add_(shortcut))
 
 
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions."""
 
-    def __init__(
-        self, in_chs: int, planes: int, c: Config, *, stride: int = 1, dilation: int = 1, first_dilation: int = 1,
-        downsample: nn.Module | None = None, drop_path: float = 0.0, attn_layer: Any = None, attn_args: Any = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
+    last_act = "act2"
+
+    def build(self, in_chs: int, planes: int, c: Config, *, stride: int, dilation: int, first_dilation: int) -> None:
         if c.cardinality != 1 or c.base_width != 64:
             raise ValueError("BasicBlock has cardinality 1 and base_width 64; use Bottleneck for others")
         norm = get_norm_layer(c.norm_layer)
@@ -102,7 +118,6 @@ class BasicBlock(ResidualBlock):
         self.aa = create_aa(c.aa_layer, mid_chs, stride=stride, enable=aa)
         self.conv2 = conv3x3(mid_chs, planes, dilation=dilation)
         self.bn2 = norm(planes)
-        self.finish(planes, c, downsample, drop_path, attn_layer, attn_args)
 
     def residual(self, x: Tensor) -> Tensor:
         return self.bn2(self.conv2(self.aa(self.act1(self.bn1(self.conv1(x))))))
@@ -115,12 +130,9 @@ class Bottleneck(ResidualBlock):
     """1x1, 3x3 (grouped, strided), 1x1 with four times the channels."""
 
     expansion = 4
+    last_act = "act3"
 
-    def __init__(
-        self, in_chs: int, planes: int, c: Config, *, stride: int = 1, dilation: int = 1, first_dilation: int = 1,
-        downsample: nn.Module | None = None, drop_path: float = 0.0, attn_layer: Any = None, attn_args: Any = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
+    def build(self, in_chs: int, planes: int, c: Config, *, stride: int, dilation: int, first_dilation: int) -> None:
         norm = get_norm_layer(c.norm_layer)
         width = planes * c.base_width // 64 * c.cardinality
         first, out_chs = width // c.block_reduce_first, planes * self.expansion
@@ -134,7 +146,6 @@ class Bottleneck(ResidualBlock):
         self.aa = create_aa(c.aa_layer, width, stride=stride, enable=aa)
         self.conv3 = nn.Conv2d(width, out_chs, 1, bias=False)
         self.bn3 = norm(out_chs)
-        self.finish(out_chs, c, downsample, drop_path, attn_layer, attn_args)
 
     def residual(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
@@ -239,13 +250,19 @@ class ResNet(Model, config=Config):
         drop: list[float],
     ) -> nn.Sequential:  # fmt: skip
         out_chs = planes * block.expansion
+        figures: dict[str, Any] = {
+            "cardinality": c.cardinality, "base_width": c.base_width, "reduce_first": c.block_reduce_first,
+            "act_layer": get_act_layer(c.act_layer), "norm_layer": get_norm_layer(c.norm_layer),
+            "aa_layer": c.aa_layer, **c.block_args,
+        }  # fmt: skip
         blocks = []
         for i, rate in enumerate(drop):
             step, first = (stride, first_dilation) if i == 0 else (1, dilation)
             changes = i == 0 and (stride != 1 or in_chs != out_chs)
             down = shortcut(in_chs, out_chs, c, stride, dilation, first_dilation) if changes else None
             spacing = {"stride": step, "dilation": dilation, "first_dilation": first}
-            blocks.append(block(in_chs, planes, c, **spacing, downsample=down, drop_path=rate, **c.block_args))
+            drop_path = DropPath(rate) if rate else None
+            blocks.append(block(in_chs, planes, downsample=down, drop_path=drop_path, **spacing, **figures))
             in_chs = out_chs
         return nn.Sequential(*blocks)
 

@@ -16,19 +16,16 @@ __all__ = ["Config", "SKNet", "SelectiveKernelBasic", "SelectiveKernelBottleneck
 class SelectiveKernelBasic(ResidualBlock):
     """A selective kernel, then a 3x3 convolution."""
 
-    def __init__(
-        self, in_chs: int, planes: int, c: Config, *, stride: int = 1, dilation: int = 1, first_dilation: int = 1,
-        downsample: nn.Module | None = None, drop_path: float = 0.0, sk_kwargs: Any = None, attn_layer: Any = None,
-        attn_args: Any = None,
+    def build(
+        self, in_chs: int, planes: int, c: Config, *, stride: int, dilation: int, first_dilation: int,
+        sk_kwargs: Any = None,
     ) -> None:  # fmt: skip
-        super().__init__()
         if c.cardinality != 1 or c.base_width != 64:
             raise ValueError("SelectiveKernelBasic has cardinality 1 and base_width 64; use SelectiveKernelBottleneck")
         mid_chs = planes // c.block_reduce_first
         layers = {"act_layer": c.act_layer, "norm_layer": c.norm_layer} | (sk_kwargs or {})
         self.conv1 = SelectiveKernel(in_chs, mid_chs, stride=stride, dilation=first_dilation, **layers)
         self.conv2 = ConvNormAct(mid_chs, planes, 3, dilation=dilation, norm_layer=c.norm_layer, apply_act=False)
-        self.finish(planes, c, downsample, drop_path, attn_layer, attn_args)
 
     def residual(self, x: Tensor) -> Tensor:
         return self.conv2(self.conv1(x))
@@ -42,12 +39,10 @@ class SelectiveKernelBottleneck(ResidualBlock):
 
     expansion = 4
 
-    def __init__(
-        self, in_chs: int, planes: int, c: Config, *, stride: int = 1, dilation: int = 1, first_dilation: int = 1,
-        downsample: nn.Module | None = None, drop_path: float = 0.0, sk_kwargs: Any = None, attn_layer: Any = None,
-        attn_args: Any = None,
+    def build(
+        self, in_chs: int, planes: int, c: Config, *, stride: int, dilation: int, first_dilation: int,
+        sk_kwargs: Any = None,
     ) -> None:  # fmt: skip
-        super().__init__()
         width = planes * c.base_width // 64 * c.cardinality
         first, out_chs = width // c.block_reduce_first, planes * self.expansion
         layers = {"act_layer": c.act_layer, "norm_layer": c.norm_layer} | (sk_kwargs or {})
@@ -56,7 +51,6 @@ class SelectiveKernelBottleneck(ResidualBlock):
             first, width, stride=stride, dilation=first_dilation, groups=c.cardinality, **layers
         )
         self.conv3 = ConvNormAct(width, out_chs, 1, norm_layer=c.norm_layer, apply_act=False)
-        self.finish(out_chs, c, downsample, drop_path, attn_layer, attn_args)
 
     def residual(self, x: Tensor) -> Tensor:
         return self.conv3(self.conv2(self.conv1(x)))

@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin.errors import UnknownArgumentError, did_you_mean
@@ -131,6 +130,7 @@ class VisionTransformer(TokenModel, config=Config):
         self.norm = norm(c.embed_dim) if c.final_norm and not behind else nn.Identity()
         self.attn_pool: nn.Module | None = None
         self.fc_norm = norm(c.embed_dim) if c.final_norm and behind else nn.Identity()
+        self.head_drop = nn.Dropout(c.drop_rate)
         self.build_head(c)
         self.chain = self.declare_chain(c)
 
@@ -227,8 +227,7 @@ class VisionTransformer(TokenModel, config=Config):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool all tokens and classify; `pre_logits` stops at the embedding."""
-        x = self.fc_norm(self.pool(x))
-        x = F.dropout(x, self.drop_rate, self.training)
+        x = self.head_drop(self.fc_norm(self.pool(x)))
         return x if pre_logits else self.head(x)
 
     # -- services --------------------------------------------------------------------------------------------------

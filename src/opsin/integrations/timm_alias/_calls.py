@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -92,6 +92,13 @@ def is_model_in_modules(model_name: str, module_names: Sequence[str]) -> bool:
     return is_model(architecture) and catalog.model_facts(architecture).family in module_names
 
 
+class Mismatch(NamedTuple):
+    """As `nn.Module.load_state_dict` returns it."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,14 +155,15 @@ def load_checkpoint(
     filter_fn: Callable[..., Mapping[str, Tensor]] | None = None,
     weights_only: bool = True,
 ) -> Any:
-    """Load a checkpoint of exactly this model. Returns what did not match: `missing` and `unexpected` keys.
+    """Load a checkpoint of exactly this model. Returns what did not match: `missing_keys` and `unexpected_keys`.
 
     Values go to the model's own device, whatever `device` they are read to.
     """
     _only_weights(weights_only)
     if remap:
         raise OpsinError("load_checkpoint(remap=True) would match keys by their order; rename them with filter_fn")
-    return weights.load_checkpoint(model, checkpoint_path, adapt=filter_fn, use_ema=use_ema, strict=strict)
+    report = weights.load_checkpoint(model, checkpoint_path, adapt=filter_fn, use_ema=use_ema, strict=strict)
+    return Mismatch(list(report.missing), list(report.unexpected))
 
 
 def _only_weights(weights_only: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from opsin import catalog
 from opsin.catalog import PretrainedCfg
-from opsin.integrations.timm_alias._names import View
+from opsin.integrations.timm_alias._names import FAMILY_HELPERS, View
 from opsin.models._index import MODELS
 from opsin.models._registry import DefaultCfg, model_entrypoint
 
@@ -35,6 +35,7 @@ class FamilyView:
 
     def __init__(self, family: str, homes: tuple[str, ...], layers: View) -> None:
         self.family, self.homes, self.layers = family, homes, layers
+        self.helpers = View(names=FAMILY_HELPERS.get(family, {}))
 
     def modules(self) -> list[ModuleType]:
         return [import_module(home) for home in self.homes]
@@ -45,6 +46,8 @@ class FamilyView:
     def find(self, name: str) -> Any:
         if name in self.conventions():
             return self.conventions()[name]()
+        if name in self.helpers.names:
+            return self.helpers.find(name)
         if name in MODELS or (not name.startswith("_") and catalog.resolve_alias(name)):
             return model_entrypoint(name)
         for module in self.modules():
@@ -55,7 +58,9 @@ class FamilyView:
 
     def public(self) -> list[str]:
         own = {name for module in self.modules() for name in module.__all__ if name != "Config"}
-        return sorted(own | set(self.architectures()) | {"default_cfgs", "checkpoint_filter_fn"})
+        return sorted(
+            own | set(self.architectures()) | {"default_cfgs", "checkpoint_filter_fn"} | set(self.helpers.names)
+        )
 
     def conventions(self) -> dict[str, Callable[[], Any]]:
         return {

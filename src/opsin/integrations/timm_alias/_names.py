@@ -79,7 +79,11 @@ _SWITCHES = _at(f"{HERE}._calls", "is_exportable", "is_no_jit", "is_scriptable",
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-_LAYERS = _SWITCHES | {
+_TRACE = _at(f"{HERE}._calls", register_notrace_function="unchanged", register_notrace_module="unchanged")
+_PARTS = f"{HERE}._parts"
+_LAYERS = _SWITCHES | _TRACE | _at(_PARTS, "create_classifier", "create_norm_layer", "get_act_fn", "get_padding")
+_LAYERS |= {
+    "set_layer_config": f"{_PARTS}:set_layer_config",
     "GELU": "torch.nn:GELU",
     "Mish": "torch.nn:Mish",
     "PReLU": "torch.nn:PReLU",
@@ -103,8 +107,6 @@ _LAYERS = _SWITCHES | {
     "convert_splitbn_model": "opsin.train.split_bn:split_batch_norm",
     "convert_sync_batchnorm": "opsin.layers.sync_norm:convert_sync_batchnorm",
     "set_fast_norm": f"{HERE}._utils:set_fast_norm",
-    "register_notrace_function": f"{HERE}._calls:unchanged",
-    "register_notrace_module": f"{HERE}._calls:unchanged",
     "trunc_normal_tf_": "opsin.layers:trunc_normal_",
 }
 
@@ -131,6 +133,16 @@ def _layer_homes() -> tuple[str, ...]:
 def _layers() -> View:
     return View(_layer_homes(), _LAYERS)
 
+
+# --- helpers of model files ------------------------------------------------------------------------------------------
+
+_HUB = _at(f"{HERE}._hub", "download_cached_file", "has_hf_hub", "hf_split", "load_model_config_from_hf")
+_HUB |= _at(f"{HERE}._hub", "load_state_dict_from_hf", "save_for_hf")
+_BUILDER = _at(_PARTS, "resolve_act_layer", "resolve_bn_args")
+FAMILY_HELPERS = {
+    "swin_transformer": _at(_PARTS, "window_partition", "window_reverse"),
+    "vision_transformer": _at(_PARTS, "resize_pos_embed"),
+}
 
 # --- the modules -----------------------------------------------------------------------------------------------------
 
@@ -165,8 +177,11 @@ VIEWS: dict[str, View] = {
     "timm.models._features": View(names=_FEATURES),
     "timm.models.efficientnet_blocks": View(homes=_EFFICIENTNET),
     "timm.models._efficientnet_blocks": View(homes=_EFFICIENTNET),
-    "timm.models.efficientnet_builder": View(homes=_EFFICIENTNET),
-    "timm.models._efficientnet_builder": View(homes=_EFFICIENTNET),
+    "timm.models.efficientnet_builder": View(_EFFICIENTNET, _BUILDER),
+    "timm.models._efficientnet_builder": View(_EFFICIENTNET, _BUILDER),
+    "timm.models.fx_features": View(names=_TRACE),
+    "timm.models.hub": View(names=_HUB),
+    "timm.models._hub": View(names=_HUB),
     **{module: View(homes, names) for module, (homes, names) in TRAINING.items()},
 }
 
