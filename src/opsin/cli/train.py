@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -68,9 +68,12 @@ def parse(args: Sequence[str]) -> tuple[TrainConfig, bool]:
         config.data.data = where
         return config
 
+    # flags in pairs, since a recipe may have set what is to be set again
     settings.__doc__ = f"{train.__doc__}\n\nRecipes:\n{recipes}"
-    options: Any = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    return tyro.cli(settings, prog="opsin train", args=given, config=options), dry
+    made = tyro.cli(settings, prog="opsin train", args=given, config=(tyro.conf.OmitArgPrefixes,))
+    said = {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for word in given}
+    made.base = {name: value for name, value in base.base.items() if name not in said}
+    return made, dry
 
 
 def _take(args: list[str], name: str) -> str | None:

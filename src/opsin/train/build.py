@@ -18,13 +18,14 @@ from opsin.data.preprocess import Preprocess
 from opsin.data.readers import Reader, StreamReader, align_heads, open_reader, reader_options
 from opsin.data.samplers import Order, Repeated, Weighted, class_weights
 from opsin.data.transforms import EvalTransform, TrainTransform
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, warn_user
 from opsin.factory import create_model
 from opsin.optim import create_optimizer, optimizer_info, param_groups
 from opsin.scheduler import create_scheduler
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.clip import make_clip
 from opsin.train.config import TrainConfig, load_config, save_config, to_dict
+from opsin.train.config.rules import settle
 from opsin.train.distill import build_distillation
 from opsin.train.distributed import World, seed_everything
 from opsin.train.ema import Ema
@@ -47,11 +48,15 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     Raises:
         OpsinError: settings that contradict each other, data that cannot be learnt from, a directory in use.
     """
+    config, given_way = settle(config)
     config.check()
     check_second_order(config, world)
     trackers = create_trackers(config.run.trackers)
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
+    config, more = settle(config, train_reader.task if config.loss.task == "auto" else config.loss.task)
+    for line in [*given_way, *more] if world.first else ():
+        warn_user(line)
     task = Task.of(train_reader, config).to(world.device)
     model = build_model(config, train_reader, task)
     preprocess = preprocess_of(config, model, train_reader)

@@ -1,9 +1,9 @@
 """`--dry-run`: two steps of everything, then the plan with an estimate of time and memory. Nothing is kept."""
 
+import copy
 import resource
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ STEPS = 2
 def dry_run(config: TrainConfig, world: World) -> int:
     """Build everything in a folder that goes away, make two updates and judge two batches, and print what was seen."""
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(config, run=replace(config.run, output=Path(folder) / "run"))
+        trial = copy.deepcopy(config)
+        trial.run.output = Path(folder) / "run"
         run = build_run(trial, world)
         try:
             facts = _try(run)
