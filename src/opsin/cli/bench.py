@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from opsin.bounds import AboveZero, Count
 from opsin.cli._many import check_output, expand, put_row, show
 from opsin.errors import OpsinError
 
@@ -26,14 +27,14 @@ def bench(
     /,
     *,
     mode: Literal["inference", "train", "both"] = "inference",
-    batch_size: int | None = None,
-    img_size: int | None = None,
+    batch_size: Count | None = None,
+    img_size: Count | None = None,
     amp: Literal["none", "bfloat16", "float16"] = "none",
     channels_last: bool = False,
     prepare: bool = False,
     compile: bool = False,
-    threads: int | None = None,
-    seconds: float = 3.0,
+    threads: Count | None = None,
+    seconds: AboveZero = 3.0,
     device: str | None = None,
     output: Path | None = None,
     plot: Path | None = None,

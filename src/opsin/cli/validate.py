@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from opsin.bounds import AboveZero, Count, Index
 from opsin.cli._many import check_output, expand, find_row, put_row, show
 from opsin.errors import OpsinError
 
@@ -31,18 +32,18 @@ def validate(
     split: str | None = None,
     class_map: str | None = None,
     target: tuple[str, ...] = (),
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    img_size: int | None = None,
-    crop_pct: float | None = None,
+    num_classes: Count | None = None,
+    in_chans: Count | None = None,
+    img_size: Count | None = None,
+    crop_pct: AboveZero | None = None,
     use_test_size: bool = False,
     tta: tuple[Literal["hflip", "crops"], ...] = (),
     real: bool = False,
     all_classes: bool = False,
     exact: bool = False,
     amp: Literal["none", "bfloat16", "float16"] = "none",
-    batch_size: int = 64,
-    workers: int | None = None,
+    batch_size: Count = 64,
+    workers: Index | None = None,
     device: str | None = None,
     output: Path | None = None,
     again: bool = False,

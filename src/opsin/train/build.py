@@ -22,6 +22,7 @@ from opsin.errors import OpsinError, warn_user
 from opsin.factory import create_model
 from opsin.optim import create_optimizer, optimizer_info, param_groups
 from opsin.scheduler import create_scheduler
+from opsin.train.check import check_takes, wrong_values
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.clip import make_clip
 from opsin.train.config import TrainConfig, load_config, save_config, to_dict
@@ -62,6 +63,7 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     preprocess = preprocess_of(config, model, train_reader)
     train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
     model.to(world.device, memory_format=torch.channels_last if config.model.channels_last else torch.preserve_format)
+    check_takes(model, preprocess, config.model.model, world.device)
     freeze(model, config.model.freeze)
     distill = build_distillation(config, world, model, task, train_reader, preprocess)
     learner = distill.learner if distill else model
@@ -223,7 +225,8 @@ def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
     options |= {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(m, k)) is not None}
     if m.img_size is not None and _has_fixed_size(m.model):
         options["img_size"] = m.img_size
-    model: Any = create_model(m.model, pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options)
+    with wrong_values("model_args", m.model_args):
+        model: Any = create_model(m.model, pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options)
     if m.grad_checkpointing:
         model.set_grad_checkpointing()
     if m.split_bn:

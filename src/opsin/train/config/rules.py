@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from opsin.bounds import bound_faults
+from opsin import bounds
 
 __all__ = ["faults", "flat", "settle"]
 
@@ -64,9 +64,11 @@ def faults(config: Any) -> list[str]:
     values, defaults = flat(config), _defaults(config)
     found: list[str] = []
     for group in _groups(config):
-        found += bound_faults(typing.get_type_hints(type(group), include_extras=True), vars(group))
+        found += bounds.faults(typing.get_type_hints(type(group), include_extras=True), vars(group))
     for setting, taken in TAKEN.items():
-        found += [f"{setting} cannot say {name}, which {taken[name]} says" for name in values[setting] if name in taken]
+        for name in taken.keys() & values[setting].keys():
+            own = "it is a setting of its own" if taken[name] == name else f"{taken[name]} says it"
+            found.append(f"{setting} cannot set {name}: {own}")
     for name, needs in NEEDS.items():
         if values[name] != defaults[name] and not any(values[one] for one in needs):
             found.append(f"{name} does nothing without {' or '.join(needs)}")

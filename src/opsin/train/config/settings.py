@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from opsin.bounds import AboveZero, Bounds, Count, FromZero, Index, Share, ShareBelowOne
+from opsin.bounds import AboveZero, Bounds, Count, FromZero, Index, Share, ShareAboveZero, ShareBelowOne
 from opsin.errors import OpsinError
 from opsin.train.config.pairs import Pairs
 from opsin.train.config.rules import faults
@@ -224,7 +224,7 @@ class OptimSettings:
     lr: FromZero = 1e-3
     weight_decay: FromZero = 0.05
     momentum: ShareBelowOne | None = None
-    layer_decay: Annotated[float, Bounds(0, 1, open=("least",))] | None = None
+    layer_decay: ShareAboveZero | None = None
     opt_args: Pairs = field(default_factory=dict)
     clip_grad: AboveZero | None = None
     clip_mode: Literal["norm", "value", "agc"] = "norm"
@@ -320,6 +320,8 @@ class TrainConfig:
             wrong.append("pretrained and checkpoint both say where the weights come from")
         if self.schedule.warmup_epochs >= self.schedule.epochs:
             wrong.append(f"warmup_epochs {self.schedule.warmup_epochs} leaves nothing of {self.schedule.epochs} epochs")
+        if str(self.run.metric).startswith("ema_") and not self.run.ema:
+            wrong.append(f"metric {self.run.metric} is a score of the average of the weights, which ema keeps")
         if self.model.split_bn and a.aug_splits < 2:
             wrong.append("split_bn needs aug_splits of at least 2")
         if a.aug_splits and (a.mixup or a.cutmix):

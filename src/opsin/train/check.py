@@ -1,0 +1,41 @@
+"""What only the model itself can tell is wrong, told before anything is written."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from opsin.data.preprocess import Preprocess
+from opsin.errors import OpsinError
+
+__all__ = ["check_takes", "wrong_values"]
+
+
+@contextmanager
+def wrong_values(setting: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Within it, an error of Python's own is told as one about these values, where there are any."""
+    try:
+        yield
+    except OpsinError:
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AssertionError) as error:
+        if not values:
+            raise
+        said = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise OpsinError(f"no model can be built with {setting} {said}: {error}") from error
+
+
+def check_takes(model: Any, preprocess: Preprocess, name: str, device: torch.device) -> None:
+    """Raise `OpsinError` unless the model takes pictures as they will come; it is left as it was."""
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, *preprocess.input_size, device=device))
+    except OpsinError:
+        raise
+    except (ValueError, RuntimeError, AssertionError) as error:
+        size = "x".join(map(str, preprocess.input_size))
+        raise OpsinError(f"{name} does not take pictures of {size}: {error}") from error
+    finally:
+        model.train(training)
