@@ -23,10 +23,11 @@ from opsin.data.preprocess import Preprocess
 from opsin.data.readers.heads import Head, spans
 from opsin.errors import ImageError, OpsinError, check_choice
 from opsin.inference._answers import Answer, Score, answers, named_labels, own_labels
+from opsin.models._registry import resolve_name
 from opsin.weights.artefact import TASKS, read_config, read_task
 from opsin.weights.sources import HUB_PREFIXES, LOCAL_PREFIX
 
-__all__ = ["Answer", "Prediction", "Predictor", "Score", "load", "meaning", "model_name"]
+__all__ = ["Answer", "Prediction", "Predictor", "Score", "architecture_of", "is_saved", "load", "meaning", "model_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,8 +287,10 @@ def meaning(name: str) -> dict[str, Any]:
 def model_name(source: str | os.PathLike[str]) -> str:
     """The name that `create_model` knows a source by."""
     name = os.fspath(source)
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+    if is_saved(name):
         return name
+    if os.path.basename(name) == "model.safetensors" and os.path.isfile(name):
+        name = os.path.dirname(os.path.abspath(name))  # the weights of a saved model stand for all of it
     here = os.path.isfile(os.path.join(name, "config.json"))  # a folder that merely bears a model's name does not count
     if (
         here
@@ -297,6 +300,16 @@ def model_name(source: str | os.PathLike[str]) -> str:
     ):
         return f"local-dir:{os.path.expanduser(name)}"
     return f"hf-hub:{name}" if name.count("/") == 1 else name
+
+
+def architecture_of(source: str) -> str:
+    """The architecture of what `model_name` gave. Raises `OpsinError` for a name or a folder that is none."""
+    return read_config(source)["architecture"] if is_saved(source) else resolve_name(source)[0]
+
+
+def is_saved(source: str) -> bool:
+    """Whether a source, as `model_name` gives it, is a saved model with a configuration of its own."""
+    return source.startswith((*HUB_PREFIXES, LOCAL_PREFIX))
 
 
 def _check_topk(topk: int) -> None:

@@ -20,9 +20,10 @@ from opsin.data.samplers import Order, Repeated, Weighted, class_weights
 from opsin.data.transforms import EvalTransform, TrainTransform
 from opsin.errors import OpsinError, warn_user
 from opsin.factory import create_model
+from opsin.inference.predictor import architecture_of, is_saved
 from opsin.optim import create_optimizer, optimizer_info, param_groups
 from opsin.scheduler import create_scheduler
-from opsin.train.check import check_takes, wrong_values
+from opsin.train.check import check_takes, source_of, wrong_values
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.clip import make_clip
 from opsin.train.config import TrainConfig, load_config, save_config, to_dict
@@ -223,10 +224,12 @@ def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
         in_chans = image.shape[2] if isinstance(image, np.ndarray) and image.ndim == 3 else 3
     options: dict[str, Any] = {"in_chans": in_chans, **m.model_args}
     options |= {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(m, k)) is not None}
-    if m.img_size is not None and _has_fixed_size(m.model):
+    if m.img_size is not None and takes_img_size(m.model):
         options["img_size"] = m.img_size
     with wrong_values("model_args", m.model_args):
-        model: Any = create_model(m.model, pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options)
+        model: Any = create_model(
+            source_of(m.model), pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options
+        )
     if m.grad_checkpointing:
         model.set_grad_checkpointing()
     if m.split_bn:
@@ -236,10 +239,11 @@ def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
     return model
 
 
-def _has_fixed_size(name: str) -> bool:
-    from opsin.models._registry import find_family, resolve_name
+def takes_img_size(name: str) -> bool:
+    """Whether a model is built for one size of pictures."""
+    from opsin.models._registry import find_family
 
-    architecture = resolve_name(name)[0]
+    architecture = architecture_of(source_of(name))
     return "img_size" in find_family(architecture).variants[architecture].names()
 
 
@@ -291,7 +295,8 @@ def amp_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
 def open_directory(config: TrainConfig, world: World) -> RunDirectory:
     """Make and take the run directory. One with another configuration is refused unless it is overwritten."""
     place = Path(config.data.data.rstrip("/")).name.partition(":")[0]
-    path = config.run.output or Path("runs") / f"{config.model.model}-{place}"
+    source = source_of(config.model.model)
+    path = config.run.output or Path("runs") / f"{architecture_of(source) if is_saved(source) else source}-{place}"
     directory = RunDirectory(path)
 
     def take() -> None:

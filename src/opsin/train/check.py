@@ -8,8 +8,14 @@ import torch
 
 from opsin.data.preprocess import Preprocess
 from opsin.errors import OpsinError
+from opsin.inference.predictor import model_name
 
-__all__ = ["check_takes", "wrong_values"]
+__all__ = ["check_takes", "source_of", "wrong_values"]
+
+
+def source_of(model: str) -> str:
+    """The setting `model` as `create_model` takes it: a name as it is, a folder or a hub repository with its prefix."""
+    return model if model.startswith("timm/") else model_name(model)
 
 
 @contextmanager

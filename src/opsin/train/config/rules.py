@@ -75,6 +75,13 @@ def faults(config: Any) -> list[str]:
     return found
 
 
+def _saved(model: str) -> bool:
+    from opsin.inference.predictor import is_saved
+    from opsin.train.check import source_of
+
+    return is_saved(source_of(model))
+
+
 def settle(config: Any, task: str | None = None) -> tuple[Any, list[str]]:
     """The configuration once what nobody but its recipe said has given way to what a person said and, where it is
     known, to the task; and what is to be told about that."""
@@ -91,6 +98,8 @@ def settle(config: Any, task: str | None = None) -> tuple[Any, list[str]]:
 
     if values["checkpoint"]:
         drop("pretrained", False)
+    elif _saved(values["model"]):
+        drop("pretrained", True)  # it is named for its weights
     if values["sched"] == "onecycle":
         drop("warmup_epochs", 0.0, "onecycle has a rise of its own")
     longest = round(values["epochs"] * WARM_UP_SHARE, 2)

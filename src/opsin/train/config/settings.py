@@ -27,7 +27,8 @@ class ModelSettings:
     """The model.
 
     Attributes:
-        model: name, as `opsin.create_model` takes it.
+        model: name, as `opsin.create_model` takes it; or a folder, such as the `best` of a run, whose weights a recipe
+            then begins with.
         pretrained: begin with published weights.
         checkpoint: begin with these weights: a file, a folder or `hf-hub:org/repo`.
         in_chans: channels of the pictures; None is what the data has (1 for grey digits) or 3.
