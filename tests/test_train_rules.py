@@ -5,6 +5,7 @@ import torch
 import yaml
 from runs import dark_and_light
 
+import opsin
 from opsin.cli import main
 from opsin.cli.train import parse
 from opsin.errors import OpsinError
@@ -111,3 +112,53 @@ def test_a_recipe_in_python_gives_way_too(numbers, tmp_path):
     config.loss.smoothing, config.run.output = 0.1, tmp_path / "no"
     with pytest.raises(OpsinError, match="smoothing are for classes"), pytest.warns(UserWarning, match="warmup"):
         build_run(config, World(torch.device("cpu")))
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ([], {"loss": "bce", "loss_args": {"target_threshold": 0.2}}),
+        (["--loss", "focal"], {"loss": "focal", "loss_args": {}}),
+        (["--loss", "focal", "--loss-args", "gamma=1"], {"loss": "focal", "loss_args": {"gamma": 1.0}}),
+    ],
+)
+def test_arguments_go_with_what_they_are_of(words, wanted):
+    config, _ = settle(parse(["x", "--recipe", "resnet-strikes-back-a2", *words])[0])
+    assert {name: flat(config)[name] for name in wanted} == wanted
+
+
+def test_judged_at_another_size(photos, tmp_path, capsys):
+    config = load_recipe("resnet-strikes-back-a3")
+    assert (config.model.img_size, config.model.eval_img_size) == (160, 224)
+    sizes = ["--eval-img-size", "48", "--epochs", "1", "--warmup-epochs", "0", "--output", str(tmp_path / "run")]
+    assert main(["train", str(photos), *SMALL, "--dry-run", *sizes]) == 0
+    assert "3x32x32, judged at 3x48x48" in capsys.readouterr().out
+    assert main(["train", str(photos), *SMALL, *sizes]) == 0
+    assert opsin.load(tmp_path / "run" / "best").preprocess.input_size == (3, 48, 48)
+    capsys.readouterr()
+    assert main(["train", str(photos), *SMALL, *sizes[:-1], str(tmp_path / "no"), "--model", "test_vit"]) == 2
+    assert "test_vit is built for one size of pictures" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    same = ["--eval-img-size", "32", "--model", "test_vit", "--dry-run"]
+    assert main(["train", str(photos), *SMALL, *sizes, *same]) == 0
+
+
+def test_the_loaders_have_their_sizes(photos, tmp_path):
+    config, _ = parse([str(photos), *SMALL, "--eval-img-size", "48", "--output", str(tmp_path / "run")])
+    run = build_run(config, World(torch.device("cpu")))
+    try:
+        assert next(iter(run.train_loader)).images.shape[2:] == (32, 32)
+        assert next(iter(run.eval_loader)).images.shape[2:] == (48, 48)
+    finally:
+        run.stop.release()
+        run.directory.close()
+
+
+def test_an_update_has_no_more_pictures_than_there_are(photos, tmp_path, capsys):
+    for words, said in ((["--batch-size", "64"], "1 updates, 32 pictures each"), ([], "4 updates, 8 pictures each")):
+        words = [*SMALL, "--epochs", "1", "--overwrite", "--output", str(tmp_path), *words]
+        assert main(["train", str(photos), *words]) == 0
+        assert said in capsys.readouterr().err

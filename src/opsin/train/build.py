@@ -62,9 +62,10 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     task = Task.of(train_reader, config).to(world.device)
     model = build_model(config, train_reader, task)
     preprocess = preprocess_of(config, model, train_reader)
-    train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
+    judged = at_size(preprocess, config.model.eval_img_size)
+    train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, judged, task)
     model.to(world.device, memory_format=torch.channels_last if config.model.channels_last else torch.preserve_format)
-    check_takes(model, preprocess, config.model.model, world.device)
+    check_takes(model, [preprocess, judged], config.model.model, world.device)
     freeze(model, config.model.freeze)
     distill = build_distillation(config, world, model, task, train_reader, preprocess)
     learner = distill.learner if distill else model
@@ -138,18 +139,21 @@ def preprocess_of(config: TrainConfig, model: Any, reader: Reader | StreamReader
         image = _first_image(reader)
         if isinstance(image, np.ndarray) and max(image.shape[:2]) < TINY and not hasattr(model.config, "img_size"):
             size = TINY_SIZE
+    return at_size(made, size)
+
+
+def at_size(fit: Preprocess, size: int | None) -> Preprocess:
+    """The same preprocessing for pictures of another size; of tiny ones nothing is cropped away."""
     if size is None:
-        return made
-    crop = 1.0 if size <= TINY else made.crop_pct
-    return Preprocess(
-        input_size=(made.channels, size, size), interpolation=made.interpolation, crop_pct=crop,
-        crop_mode=made.crop_mode, mean=made.mean, std=made.std,
-    )  # fmt: skip
+        return fit
+    crop = 1.0 if size <= TINY else fit.crop_pct
+    return replace(fit, input_size=(fit.channels, size, size), crop_pct=crop)
 
 
 def build_loaders(
-    config: TrainConfig, world: World, train: Any, judge: Any, preprocess: Preprocess, task: Task
+    config: TrainConfig, world: World, train: Any, judge: Any, preprocess: Preprocess, judged: Preprocess, task: Task
 ) -> tuple[Loader, Loader]:
+    """The batches of training, prepared by `preprocess`, and of validation, by `judged`."""
     d, a, seed = config.data, config.augment, config.run.seed
     transform = TrainTransform(
         preprocess.input_size[1:], scale=a.scale, ratio=a.ratio, hflip=a.hflip, vflip=a.vflip,
@@ -157,7 +161,7 @@ def build_loaders(
         num_aug_splits=a.aug_splits, mean=preprocess.mean,
     )  # fmt: skip
     shared: dict[str, Any] = {
-        "preprocess": preprocess, "num_workers": d.workers, "rank": world.rank, "world_size": world.size,
+        "num_workers": d.workers, "rank": world.rank, "world_size": world.size,
         "device": world.device, "channels_last": config.model.channels_last, "strict": d.strict,
         "max_skips": d.max_skips, "seed": seed,
     }  # fmt: skip
@@ -165,10 +169,11 @@ def build_loaders(
     order = _order(config, train)
     train_loader = create_loader(
         train_set, batch_size=d.batch_size, shuffle=order is None, order=order, erase=_erasing(config),
-        mix=_mixing(config, task), drop_last=_fills_a_step(train_set, d.batch_size * world.size, world), **shared,
+        mix=_mixing(config, task), drop_last=_fills_a_step(train_set, d.batch_size * world.size, world),
+        preprocess=preprocess, **shared,
     )  # fmt: skip
-    eval_set = create_dataset(judge, transform=EvalTransform(preprocess), seed=seed)
-    eval_loader = create_loader(eval_set, batch_size=d.eval_batch_size or d.batch_size, **shared)
+    eval_set = create_dataset(judge, transform=EvalTransform(judged), seed=seed)
+    eval_loader = create_loader(eval_set, batch_size=d.eval_batch_size or d.batch_size, preprocess=judged, **shared)
     return train_loader, eval_loader
 
 

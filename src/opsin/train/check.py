@@ -1,6 +1,6 @@
 """What only the model itself can tell is wrong, told before anything is written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,16 +32,21 @@ def wrong_values(setting: str, values: Mapping[str, Any]) -> Iterator[None]:
         raise OpsinError(f"no model can be built with {setting} {said}: {error}") from error
 
 
-def check_takes(model: Any, preprocess: Preprocess, name: str, device: torch.device) -> None:
-    """Raise `OpsinError` unless the model takes pictures as they will come; it is left as it was."""
+def check_takes(model: Any, fits: Sequence[Preprocess], name: str, device: torch.device) -> None:
+    """Raise `OpsinError` unless the model takes pictures as training and validation prepare them; it stays as it is."""
+    sizes = dict.fromkeys(fit.input_size for fit in fits)
+    if len(sizes) > 1 and getattr(model.config, "img_size", None):
+        raise OpsinError(
+            f"{name} is built for one size of pictures: eval_img_size must be that of training, or left out"
+        )
     training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, *preprocess.input_size, device=device))
-    except OpsinError:
-        raise
-    except (ValueError, RuntimeError, AssertionError) as error:
-        size = "x".join(map(str, preprocess.input_size))
-        raise OpsinError(f"{name} does not take pictures of {size}: {error}") from error
-    finally:
-        model.train(training)
+    model.eval()
+    for size in sizes:
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, *size, device=device))
+        except OpsinError:
+            raise
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise OpsinError(f"{name} does not take pictures of {'x'.join(map(str, size))}: {error}") from error
+    model.train(training)

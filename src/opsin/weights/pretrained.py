@@ -56,7 +56,8 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load a checkpoint of exactly this model; every key must be there (unless not `strict`) and fit.
 
-    `path`: a file, or a folder that holds one. `use_ema`: of a training checkpoint with both, take the averaged weights.
+    `path`: a file, or a folder that holds one.
+    `use_ema`: of a training checkpoint with both, take the averaged weights.
     """
     state = read_state_dict(local_weights(Path(path)), use_ema=use_ema)
     return load_into(model, dict(adapt(state, model)) if adapt else state, strict=strict)

@@ -96,6 +96,9 @@ def settle(config: Any, task: str | None = None) -> tuple[Any, list[str]]:
                 said.append(f"the recipe's {name} {getattr(group, name)} becomes {value}: {why}")
             setattr(group, name, value)
 
+    for name in ("loss", "opt", "sched"):
+        if name not in mild:
+            drop(f"{name}_args", {}, f"the {name} is {values[name]}")
     if values["checkpoint"]:
         drop("pretrained", False)
     elif _saved(values["model"]):
@@ -114,5 +117,6 @@ def settle(config: Any, task: str | None = None) -> tuple[Any, list[str]]:
         for name in ("smoothing", "mixup", "cutmix"):
             drop(name, 0.0, "it is for classes, not for regression")
         drop("loss", "auto", "it is for classes, not for regression")
+        drop("loss_args", {})
         drop("metric", None, "it is for classes, not for regression")
     return config, said

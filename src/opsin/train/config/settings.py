@@ -33,6 +33,7 @@ class ModelSettings:
         checkpoint: begin with these weights: a file, a folder or `hf-hub:org/repo`.
         in_chans: channels of the pictures; None is what the data has (1 for grey digits) or 3.
         img_size: side of the pictures; None is what the weights were made for.
+        eval_img_size: side of the pictures that validation and the finished model see; None is that of training.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
         model_args: other arguments of the model.
@@ -50,6 +51,7 @@ class ModelSettings:
     checkpoint: str | None = None
     in_chans: Count | None = None
     img_size: Count | None = None
+    eval_img_size: Count | None = None
     drop_rate: ShareBelowOne | None = None
     drop_path_rate: ShareBelowOne | None = None
     model_args: Pairs = field(default_factory=dict)
@@ -82,7 +84,8 @@ class DataSettings:
         repeats: differently augmented copies of each sample in a batch (repeated augmentation).
         balance: 0 shows samples as often as they come, 1 shows all classes equally often.
         strict: stop at the first picture that cannot be read.
-        max_skips: stop when more than this share of the pictures (or, from 1 on, this many) cannot be read.
+        max_skips: stop when more than this share of the pictures (or, from 1 on, this many) cannot be read. 10 are
+            always borne where it is a share, which says little of a few pictures; 0 bears none.
     """
 
     data: str = ""
