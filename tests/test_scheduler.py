@@ -139,7 +139,7 @@ def test_plateau():
     assert lower.lr_at(1) == 1.0
     lower.judge(0.6)
     assert lower.lr_at(1) == 0.1
-    cosine = create_scheduler(optimizer(), total_steps=100, patience=0)
+    cosine = create_scheduler(optimizer(), total_steps=100)
     cosine.judge(1.0)
     cosine.judge(0.0)
     assert cosine.lr_at(0) == 1.0
@@ -153,7 +153,8 @@ def test_plateau():
         ({"name": "step"}, "the schedule step needs decay_updates"),
         ({"name": "step", "decay_updates": 0}, "decay_updates must be at least 1"),
         ({"name": "wsd", "decay_shape": "round", "decay_fraction": 1.0}, "cosine, linear or sqrt"),
-        ({"cycles": 0}, "at least one cycle"),
+        ({"cycles": 0}, "cycles must be at least 1"),
+        ({"patience": 3}, "patience is of the schedule plateau, not of cosine"),
         ({"name": "onecycle", "warmup_steps": 5}, "a rise of its own"),
         ({"warmup_steps": 100}, "100 updates of warm-up leave nothing of 100"),
     ],

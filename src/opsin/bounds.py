@@ -72,8 +72,9 @@ def _wanted(value: Any, hint: Any) -> str:
         bounds = [one for one in extras if isinstance(one, Bounds)]
         return "" if value is None else next((str(one) for one in bounds if not one.holds(value)), "")
     if origin in (types.UnionType, typing.Union):
-        wanted = [_wanted(value, one) for one in args if one is not type(None)]
-        return "" if (value is None and type(None) in args) or "" in wanted else " or ".join(wanted)
+        each = [_wanted(value, one) for one in args if one is not type(None)]
+        right = (value is None and type(None) in args) or "" in each
+        return "" if right else " or ".join(each)
     if hint in PLAIN:
         right = isinstance(value, NUMBERS[hint]) and (hint is bool or not isinstance(value, bool))
         return "" if right else PLAIN[hint]

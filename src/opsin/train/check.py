@@ -43,7 +43,7 @@ def check_takes(model: Any, fits: Sequence[Preprocess], name: str, device: torch
     model.eval()
     for size in sizes:
         try:
-            with torch.inference_mode():
+            with torch.no_grad():  # not inference mode: what a model keeps from here on is learnt from later
                 model(torch.zeros(1, *size, device=device))
         except OpsinError:
             raise
