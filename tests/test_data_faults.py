@@ -155,6 +155,11 @@ def test_strict_raises_and_a_limit_stops(faulty):
         list(loaded(faulty, strict=True, num_workers=1))
     with pytest.raises(OpsinError, match=r"7 pictures could not be read \(max_skips=6\):\n  .*bomb.jpg: more"):
         list(loaded(faulty, max_skips=6, batch_size=1))
+    with pytest.raises(OpsinError, match=r"1 pictures could not be read \(max_skips=0\)"):
+        list(loaded(faulty, max_skips=0, batch_size=1))
+    few = loaded(faulty, max_skips=0.01, batch_size=1)
+    list(few)
+    assert 1 < len(few.skipped) <= 10
 
 
 def test_the_page_of_opsin_data(faulty, capsys):

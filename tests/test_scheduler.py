@@ -143,7 +143,7 @@ def test_plateau():
     odd.judge(math.nan)
     odd.judge(0.5)
     assert (odd.best, odd.lr_at(1)) == (0.5, 1.0)  # whatever follows is better than no number
-    cosine = create_scheduler(optimizer(), total_steps=100, patience=0)
+    cosine = create_scheduler(optimizer(), total_steps=100)
     cosine.judge(1.0)
     cosine.judge(0.0)
     assert cosine.lr_at(0) == 1.0
@@ -178,7 +178,8 @@ def test_plateau_ends_at_the_lowest_rate_and_waits_for_the_warm_up():
         ({"name": "step"}, "the schedule step needs decay_updates"),
         ({"name": "step", "decay_updates": 0}, "decay_updates must be at least 1"),
         ({"name": "wsd", "decay_shape": "round", "decay_fraction": 1.0}, "cosine, linear or sqrt"),
-        ({"cycles": 0}, "at least one cycle"),
+        ({"cycles": 0}, "cycles must be at least 1"),
+        ({"patience": 3}, "patience is of the schedule plateau, not of cosine"),
         ({"name": "onecycle", "warmup_steps": 5}, "a rise of its own"),
         ({"warmup_steps": 100}, "100 updates of warm-up leave nothing of 100"),
     ],

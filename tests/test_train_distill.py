@@ -358,7 +358,7 @@ def test_classes_that_do_not_fit(photos, tmp_path, build, labels):
     [
         ({"distill": {"alpha": 0.5}}, "there is no teacher"),
         ({"distill": {"distill": "token"}}, "there is no teacher"),
-        ({"distill": {"teacher": "x", "alpha": 1.5}}, "alpha is from 0 to 1, not 1.5"),
+        ({"distill": {"teacher": "x", "alpha": 1.5}}, "alpha must be at least 0 and at most 1, not 1.5"),
         ({"distill": {"teacher": "x", "temperature": 0.0}}, "temperature must be above 0"),
         ({"distill": {"teacher": "x", "distill": "feature", "feature_weight": -1}}, "feature_weight must be above 0"),
         ({"distill": {"teacher": "x", "hard": True, "temperature": 2}}, "no temperature changes"),

@@ -331,7 +331,7 @@ def test_a_process_on_its_own():
     ("variables", "said"),
     [
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2"),
-        ({"SLURM_PROCID": "x", "SLURM_NTASKS": "2"}, "no numbers: SLURM_PROCID=x"),
+        ({"SLURM_PROCID": "x", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, "no numbers: SLURM_PROCID=x"),
         ({"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_RANK=5"),
     ],
 )

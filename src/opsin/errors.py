@@ -27,6 +27,7 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MANY = 20  # more names than a person reads
 PACKAGE = str(Path(__file__).parent)
 
 
@@ -61,7 +62,11 @@ def check_choice(word: str, options: Iterable[str], *, what: str, where: str = "
     """Raise `UnknownArgumentError` unless `word`, which says `what` (in the text `where`), is one of `options`."""
     options = list(options)
     if word not in options:
-        hint = did_you_mean(word, options) or f" It can be {', '.join(options)}."
+        hint = did_you_mean(word, options)
+        if not hint and len(options) > MANY:
+            near = get_close_matches(word, options, n=3, cutoff=0)
+            hint = f" The nearest of {len(options)} are {', '.join(near)}."
+        hint = hint or f" It can be {', '.join(options)}."
         raise UnknownArgumentError(f"no {what} {word!r}{f' (in {where!r})' if where else ''}.{hint}")
 
 

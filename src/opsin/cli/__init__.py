@@ -1,5 +1,7 @@
 """The command `opsin`: one file per verb, imported only when that verb is chosen, so that each starts fast."""
 
+import functools
+import inspect
 import os
 import sys
 import warnings
@@ -8,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import opsin
+from opsin.bounds import check_arguments
 from opsin.errors import OpsinError, did_you_mean
 
 __all__ = ["VERBS", "main"]
@@ -42,7 +45,13 @@ def _run(verb: str, args: Sequence[str]) -> int:
     if getattr(fn, "reads_args", False):  # what its options are depends on a file that they name
         return fn(args) or 0
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    return tyro.cli(fn, prog=f"opsin {verb}", args=args, config=config) or 0
+
+    @functools.wraps(fn)
+    def checked(*words: Any, **options: Any) -> int:
+        check_arguments(fn, inspect.signature(fn).bind(*words, **options).arguments)
+        return fn(*words, **options)
+
+    return tyro.cli(checked, prog=f"opsin {verb}", args=args, config=config) or 0
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from opsin.bounds import AboveZero, Count
 from opsin.cli._many import check_output, expand, put_row, show
 from opsin.errors import OpsinError
 
@@ -26,14 +27,14 @@ def bench(
     /,
     *,
     mode: Literal["inference", "train", "both"] = "inference",
-    batch_size: int | None = None,
-    img_size: int | None = None,
+    batch_size: Count | None = None,
+    img_size: Count | None = None,
     amp: Literal["none", "bfloat16", "float16"] = "none",
     channels_last: bool = False,
     prepare: bool = False,
     compile: bool = False,
-    threads: int | None = None,
-    seconds: float = 3.0,
+    threads: Count | None = None,
+    seconds: AboveZero = 3.0,
     device: str | None = None,
     output: Path | None = None,
     plot: Path | None = None,
@@ -127,19 +128,15 @@ def _build(name: str, img_size: int | None) -> tuple[Any, dict[tuple[int, int], 
     """The model with random weights, and its published accuracy by image size (of the default tag if none is named)."""
     from opsin import catalog
     from opsin.factory import create_model
-    from opsin.inference.predictor import model_name
+    from opsin.inference.predictor import architecture_of, is_saved, model_name
     from opsin.models._index import MODELS
-    from opsin.models._registry import find_family, get_pretrained_cfg, resolve_name
-    from opsin.weights.artefact import read_config
+    from opsin.models._registry import find_family, get_pretrained_cfg
 
     source, accuracy = model_name(name), {}
-    if source.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        architecture = read_config(source)["architecture"]
-    else:
-        architecture = resolve_name(source)[0]
-        if architecture in MODELS:
-            records = catalog.accuracy(get_pretrained_cfg(source).name)
-            accuracy = {(one.img_size, one.img_size): one.imagenet_top1 for one in records}
+    architecture = architecture_of(source)
+    if not is_saved(source) and architecture in MODELS:
+        records = catalog.accuracy(get_pretrained_cfg(source).name)
+        accuracy = {(one.img_size, one.img_size): one.imagenet_top1 for one in records}
     sized = img_size is not None and architecture in MODELS
     if sized and "img_size" in find_family(architecture).variants[architecture].names():
         return create_model(source, img_size=img_size), accuracy

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from opsin.bounds import Count, Index
 from opsin.errors import ImageError, OpsinError
 
 __all__ = ["data"]
@@ -26,12 +27,12 @@ def data(
     class_map: str | None = None,
     target: tuple[str, ...] = (),
     output: Path | None = Path("data.png"),
-    samples: int = 10,
-    views: int = 4,
+    samples: Index = 10,
+    views: Count = 4,
     auto_augment: str | None = "rand-m9-mstd0.5-inc1",
-    limit: int | None = None,
-    workers: int | None = None,
-    seed: int = 0,
+    limit: Count | None = None,
+    workers: Index | None = None,
+    seed: Index = 0,
     json: bool = False,
 ) -> int:
     """Say what a dataset holds, and draw what a model will see of it.

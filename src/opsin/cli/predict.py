@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from opsin.bounds import Count
 from opsin.errors import OpsinError, check_place
 
 __all__ = ["predict"]
@@ -24,12 +25,12 @@ def predict(
     /,
     *,
     model: str | None = None,
-    topk: int = 5,
+    topk: Count = 5,
     json: bool = False,
     csv: bool = False,
     output: Path | None = None,
     sheet: Path | None = None,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     device: str | None = None,
 ) -> int:
     """Name what is in pictures, with probabilities.

@@ -5,23 +5,30 @@ from typing import Annotated, Any
 
 import tyro
 
+from opsin.bounds import Count, FromZero
 from opsin.errors import OpsinError
 
 __all__ = ["schedule"]
 
 ROWS = 11  # of the table
+# what the verb says itself
+TAKEN = {
+    "name": "NAME", "lr": "--lr", "optimizer": "opsin", "total": "--epochs", "total_steps": "--epochs",
+    "warmup_steps": "--warmup-epochs", "warmup_lr": "--warmup-lr", "min_lr": "--min-lr",
+    "steps_per_epoch": "--steps-per-epoch", "timm_epochs": "--timm-epochs",
+}  # fmt: skip
 
 
 def schedule(
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME …]")] = ("cosine",),
     /,
     *,
-    epochs: int = 30,
-    steps_per_epoch: int = 100,
-    lr: float = 1e-3,
-    warmup_epochs: float = 2.0,
-    warmup_lr: float = 1e-6,
-    min_lr: float = 1e-6,
+    epochs: Count = 30,
+    steps_per_epoch: Count = 100,
+    lr: FromZero = 1e-3,
+    warmup_epochs: FromZero = 2.0,
+    warmup_lr: FromZero = 1e-6,
+    min_lr: FromZero = 1e-6,
     timm_epochs: bool = False,
     plot: Path | None = None,
     options: tuple[str, ...] = (),
@@ -43,11 +50,14 @@ def schedule(
     from rich.console import Console
     from rich.table import Table
 
+    shaped = _options(options)
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise OpsinError(f"{plot}: there is no folder {plot.absolute().parent}")
     total = epochs * steps_per_epoch
     lines = {
         name: _rates(
             name, total, lr, warmup_steps=round(warmup_epochs * steps_per_epoch), warmup_lr=warmup_lr, min_lr=min_lr,
-            steps_per_epoch=steps_per_epoch, timm_epochs=timm_epochs, **_options(options),
+            steps_per_epoch=steps_per_epoch, timm_epochs=timm_epochs, **shaped,
         )
         for name in names
     }  # fmt: skip
@@ -80,6 +90,8 @@ def _options(words: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals:
             raise OpsinError(f"an option is key=value, not {word!r}")
+        if key in TAKEN:
+            raise OpsinError(f"--options is not for {key}: {TAKEN[key]} says it")
         parts = [_value(part) for part in value.split(",")]
         found[key] = parts if len(parts) > 1 else parts[0]
     return found
@@ -112,7 +124,7 @@ def _draw(lines: dict[str, list[float]], steps_per_epoch: int, path: Path) -> No
     figure.tight_layout()
     try:
         figure.savefig(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise OpsinError(f"{path}: {str(error).splitlines()[0]}") from error
     finally:
         pyplot.close(figure)

@@ -1,9 +1,10 @@
 """`opsin train`: from a folder of pictures to a checkpoint that predicts right."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -61,7 +62,7 @@ def parse(args: Sequence[str]) -> tuple[TrainConfig, bool]:
     if file:
         base = load_config(Path(file))
     else:
-        weights = any(word.split("=")[0] in ("--pretrained", "--checkpoint") for word in given)
+        weights = any(word.split("=")[0] in ("--pretrained", "--checkpoint") for word in given) or _names_saved(given)
         base = load_recipe(recipe or ("finetune" if weights else "small-from-scratch"))
     recipes = "\n".join(f"  {name}: {about.strip().splitlines()[0]}" for name, about in list_recipes().items())
 
@@ -72,9 +73,23 @@ def parse(args: Sequence[str]) -> tuple[TrainConfig, bool]:
         config.data.data = where
         return config
 
+    # flags in pairs, since a recipe may have set what is to be set again
     settings.__doc__ = f"{train.__doc__}\n\nRecipes:\n{recipes}"
-    options: Any = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    return tyro.cli(settings, prog="opsin train", args=given, config=options), dry
+    made = tyro.cli(settings, prog="opsin train", args=given, config=(tyro.conf.OmitArgPrefixes,))
+    said = {word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for word in given}
+    made.base = {name: value for name, value in base.base.items() if name not in said}
+    return made, dry
+
+
+def _names_saved(words: Sequence[str]) -> bool:
+    """Whether --model is a saved model."""
+    name = _take(list(words), "--model")
+    if name is None or not ("/" in name or ":" in name or os.path.isdir(name)):
+        return False
+    from opsin.inference.predictor import is_saved
+    from opsin.train.check import source_of
+
+    return is_saved(source_of(name))
 
 
 def _settle_metric(config: TrainConfig, args: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from opsin.bounds import AboveZero, Count, Index
 from opsin.cli._many import check_output, expand, find_row, put_row, show
 from opsin.errors import OpsinError
 
@@ -31,18 +32,18 @@ def validate(
     split: str | None = None,
     class_map: str | None = None,
     target: tuple[str, ...] = (),
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    img_size: int | None = None,
-    crop_pct: float | None = None,
+    num_classes: Count | None = None,
+    in_chans: Count | None = None,
+    img_size: Count | None = None,
+    crop_pct: AboveZero | None = None,
     use_test_size: bool = False,
     tta: tuple[Literal["hflip", "crops"], ...] = (),
     real: bool = False,
     all_classes: bool = False,
     exact: bool = False,
     amp: Literal["none", "bfloat16", "float16"] = "none",
-    batch_size: int = 64,
-    workers: int | None = None,
+    batch_size: Count = 64,
+    workers: Index | None = None,
     device: str | None = None,
     output: Path | None = None,
     again: bool = False,
@@ -57,7 +58,7 @@ def validate(
     Args:
         where: a folder, a list (CSV, JSONL, Parquet), a tar, shards (wds:…), a hub dataset (hf:…), torch:… or digits.
         model: names, patterns of names with weights, folders written by opsin.save, hub ids, or a .txt file of these.
-        checkpoint: weights for the one model that is named, a file or URL, in place of the published ones.
+        checkpoint: weights for the one model that is named, a file or a folder, in place of the published ones.
         split: split of the data; by default all of undivided data, else its validation split.
         class_map: file that numbers the classes.
         target: column of the labels, where the data has columns; several for a model of several heads.
@@ -175,17 +176,18 @@ def _build(
     """The model with its weights, how it sees pictures, and what its outputs say."""
     from opsin.data.preprocess import Preprocess, resolve_data_config
     from opsin.factory import create_model
-    from opsin.inference.predictor import meaning, model_name
+    from opsin.inference.predictor import architecture_of, is_saved, meaning, model_name
     from opsin.models._index import MODELS
-    from opsin.models._registry import find_family, get_pretrained_cfg, resolve_name
+    from opsin.models._registry import find_family, get_pretrained_cfg
     from opsin.weights.artefact import read_config
 
     source = model_name(name)
-    if source.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        config = read_config(source)
-        architecture, record = config["architecture"], config.get("pretrained_cfg", {})
-    else:
-        architecture, record = resolve_name(source)[0], get_pretrained_cfg(source).to_dict()
+    architecture = architecture_of(source)
+    if checkpoint is not None and is_saved(saved := model_name(checkpoint)):  # it says how it was made itself
+        if architecture_of(saved) != architecture:
+            raise OpsinError(f"{checkpoint} holds a {architecture_of(saved)}, not a {architecture}")
+        source, checkpoint = saved, None
+    record = read_config(source)["pretrained_cfg"] if is_saved(source) else get_pretrained_cfg(source).to_dict()
     side, options = sizing["img_size"], dict(building)
     if side is None and sizing["use_test_size"] and record.get("test_input_size"):
         side = tuple(record["test_input_size"][1:])

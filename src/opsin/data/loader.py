@@ -248,7 +248,7 @@ class Loader:
         limit = self.max_skips
         if limit < 1:
             length = getattr(self.dataset.reader, "length", None) if self.plan is None else len(self.dataset)  # type: ignore[arg-type]
-            limit = max(limit * (length or self.seen), 10)
+            limit = max(limit * (length or self.seen), 10) if limit else 0  # a share of a few pictures says little
         if len(self.skipped) > limit:
             some = "\n  ".join(list(self.skipped.values())[:5])
             raise OpsinError(f"{len(self.skipped)} pictures could not be read (max_skips={self.max_skips}):\n  {some}")
@@ -333,8 +333,8 @@ def create_loader(
         erase: `RandomErasing`, or the like. mix: `Mix`, or the like.
         sizes: the pictures' size of each batch: `RandomSize`, `ProgressiveSize`.
         strict: raise at the first picture that cannot be read.
-        max_skips: raise when more pictures than that could not be read; below 1 a fraction of the dataset, or of what
-            was read so far where a stream does not know its length (10 are always borne).
+        max_skips: raise when more pictures than that could not be read; below 1 a fraction of the dataset, or of
+            what was read so far where a stream does not know its length (10 are always borne); 0 bears none.
         prefetch_factor: batches that each worker prepares ahead.
     """
     if num_workers is None:

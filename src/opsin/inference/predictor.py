@@ -25,10 +25,11 @@ from opsin.data.readers.heads import Head, spans
 from opsin.errors import ImageError, OpsinError, WeightsError, check_choice, did_you_mean
 from opsin.inference._answers import Answer, Score, answers, named_labels, own_labels
 from opsin.inference._device import find_device
+from opsin.models._registry import resolve_name
 from opsin.weights.artefact import TASKS, read_config, read_task
 from opsin.weights.sources import HUB_PREFIXES, LOCAL_PREFIX
 
-__all__ = ["Answer", "Prediction", "Predictor", "Score", "load", "meaning", "model_name"]
+__all__ = ["Answer", "Prediction", "Predictor", "Score", "architecture_of", "is_saved", "load", "meaning", "model_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,9 +301,11 @@ def model_name(source: str | os.PathLike[str]) -> str:
     if not isinstance(source, str | os.PathLike):
         raise OpsinError(f"a model goes by a name or a folder, not by {type(source).__name__}")
     name = os.fspath(source)
-    if name.startswith((*HUB_PREFIXES, LOCAL_PREFIX)):
+    if is_saved(name):
         return name
     path = os.path.expanduser(name)
+    if os.path.basename(path) == "model.safetensors" and os.path.isfile(path):
+        path = os.path.dirname(os.path.abspath(path))  # the weights of a saved model stand for all of it
     if os.path.isfile(os.path.join(path, "config.json")):  # a folder that merely bears a model's name does not count
         return f"{LOCAL_PREFIX}{path}"
     parent, base = os.path.split(path.rstrip(os.sep))
@@ -313,6 +316,16 @@ def model_name(source: str | os.PathLike[str]) -> str:
         hub = f" If you mean the hub's, write hf-hub:{name}." if name.count("/") == 1 and name[0] not in "./~" else ""
         raise WeightsError(f"{describe(path)}: there is no such folder.{did_you_mean(base, nearby)}{hub}")
     return f"hf-hub:{name}" if name.count("/") == 1 else name
+
+
+def architecture_of(source: str) -> str:
+    """The architecture of what `model_name` gave. Raises `OpsinError` for a name or a folder that is none."""
+    return read_config(source)["architecture"] if is_saved(source) else resolve_name(source)[0]
+
+
+def is_saved(source: str) -> bool:
+    """Whether a source, as `model_name` gives it, is a saved model with a configuration of its own."""
+    return source.startswith((*HUB_PREFIXES, LOCAL_PREFIX))
 
 
 def _is_one(images: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from opsin.bounds import check_arguments
 from opsin.errors import OpsinError, check_known, did_you_mean
 from opsin.loss.classification import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss, JsdLoss, PolyLoss
 
@@ -64,4 +65,5 @@ def create_loss(
     if name == "asymmetric" and task == "single":
         options = {"single_label": True, **options}
     check_known(options, takes, owner=f"the loss {name}")
+    check_arguments(make, options, owner=f"the loss {name}")
     return make(**options)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from opsin.bounds import check_arguments
 from opsin.errors import OpsinError, check_choice, check_known
 from opsin.optim._table import OPTIMIZERS, PAPERS
 from opsin.optim.groups import param_groups
@@ -73,17 +74,22 @@ def create_optimizer(
         OpsinError: `layer_decay` without a model, or see `param_groups`.
     """
     name = opt.removeprefix(LOOKAHEAD)
-    check_choice(name, OPTIMIZERS, what="optimizer")
+    check_choice(opt, _names(opt), what="optimizer")
     given = {"momentum": momentum, "betas": betas, "eps": eps}
     options |= {key: value for key, value in given.items() if value is not None}
     ahead = {}
     if name != opt:
         ahead = {key: options.pop(f"{LOOKAHEAD}{key}") for key in AHEAD if f"{LOOKAHEAD}{key}" in options}
     check_known(options, _defaults(name), owner=f"the optimizer {name}")
+    check_arguments(_class(name), options, owner=f"the optimizer {name}")
     groups = _groups(model_or_params, weight_decay, layer_decay)
     make = _class(name)
     arguments = {"lr": lr, "weight_decay": weight_decay, **_kernels(make, groups, options)}
-    optimizer = make(groups, **arguments | OPTIMIZERS[name].options | options)
+    try:
+        optimizer = make(groups, **arguments | OPTIMIZERS[name].options | options)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        said = ", ".join(f"{key}={value!r}" for key, value in (arguments | options).items() if key != "fused")
+        raise OpsinError(f"the optimizer {name} cannot be made with {said}: {error}") from error
     if name == opt:
         return optimizer
     from opsin.optim.lookahead import Lookahead
@@ -108,13 +114,18 @@ def optimizer_info(name: str) -> OptimizerInfo:
         UnknownArgumentError: there is none of this name; the message has the nearest.
     """
     base = name.removeprefix(LOOKAHEAD)
-    check_choice(base, OPTIMIZERS, what="optimizer")
+    check_choice(name, _names(name), what="optimizer")
     row, defaults = OPTIMIZERS[base], _defaults(base)
     second = getattr(_class(base), "is_second_order", False)
     if name == base:
         return OptimizerInfo(name, row.description, PAPERS[row.home], defaults, row.memory, second)
     ahead = {f"{LOOKAHEAD}{key}": value for key, value in AHEAD.items()}
     return OptimizerInfo(name, f"Lookahead on {base}", PAPERS["Lookahead"], defaults | ahead, row.memory + 1, second)
+
+
+def _names(like: str) -> list[str]:
+    """All names, with Lookahead before them where `like` has it."""
+    return [f"{LOOKAHEAD if like.startswith(LOOKAHEAD) else ''}{name}" for name in OPTIMIZERS]
 
 
 def _class(name: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from opsin.bounds import AboveZero, FromZero, Index, Share, check_arguments
 from opsin.errors import OpsinError, did_you_mean
 from opsin.scheduler.shapes import SHAPES, check_options
 
@@ -29,8 +30,8 @@ class Scheduler:
             there had been no warm-up, and ended one epoch after the last.
         noise: (begin, end) fractions of the run between which the rate is multiplied by 1 + noise.
         noise_std: deviation of the noise, cut off at 0.67. noise_seed: of the noise.
-        patience, decay_rate, lower_is_better: of `plateau`: epochs without a better score after which the rate is
-            multiplied by `decay_rate`, down to `min_lr`.
+        patience, decay_rate, lower_is_better: of `plateau`: epochs without a better score (10) after which the rate
+            is multiplied by `decay_rate`, down to `min_lr`.
         options: of the shape.
     """
 
@@ -46,11 +47,11 @@ class Scheduler:
         steps_per_epoch: int = 1,
         by_epoch: bool = False,
         timm_epochs: bool = False,
-        noise: tuple[float, float] | None = None,
-        noise_std: float = 0.67,
-        noise_seed: int = 42,
-        patience: int = 10,
-        decay_rate: float = 0.1,
+        noise: tuple[Share, Share] | None = None,
+        noise_std: AboveZero = 0.67,
+        noise_seed: Index = 42,
+        patience: Index | None = None,
+        decay_rate: FromZero = 0.1,
         lower_is_better: bool = False,
         **options: Any,
     ) -> None:
@@ -58,6 +59,11 @@ class Scheduler:
             raise OpsinError(
                 f"no schedule {name!r}.{did_you_mean(name, SHAPES) or ' There are: ' + ', '.join(SHAPES) + '.'}"
             )
+        own = {"noise": noise, "noise_std": noise_std, "noise_seed": noise_seed, "patience": patience,
+               "decay_rate": decay_rate, "lower_is_better": lower_is_better}  # fmt: skip
+        check_arguments(Scheduler, own, owner=f"the schedule {name}")
+        if patience is not None and name != "plateau":
+            raise OpsinError(f"patience is of the schedule plateau, not of {name}")
         if name in ("step", "multistep"):
             options.setdefault("decay_rate", decay_rate)
         check_options(name, options)
@@ -70,7 +76,8 @@ class Scheduler:
         self.warmup_lr, self.min_lr = warmup_lr, min_lr
         self.steps_per_epoch, self.by_epoch, self.timm_epochs = max(steps_per_epoch, 1), by_epoch, timm_epochs
         self.noise, self.noise_std, self.noise_seed = noise, noise_std, noise_seed
-        self.patience, self.decay_rate, self.lower_is_better = patience, decay_rate, lower_is_better
+        self.patience = 10 if patience is None else patience
+        self.decay_rate, self.lower_is_better = decay_rate, lower_is_better
         self.lowered, self.bad = 1.0, 0
         self.best: float | None = None
         self.step(0)

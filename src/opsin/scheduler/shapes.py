@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from opsin.bounds import AboveZero, Count, FromZero, Share, check_arguments
 from opsin.errors import OpsinError
 
 __all__ = ["SHAPES", "Shape", "list_schedules", "wave"]
@@ -30,7 +31,7 @@ def constant(t: int, total: int) -> float:
     return 1.0
 
 
-def cosine(t: int, total: int, *, cycles: int = 1, cycle_mul: float = 1.0, cycle_decay: float = 1.0) -> float:
+def cosine(t: int, total: int, *, cycles: Count = 1, cycle_mul: AboveZero = 1.0, cycle_decay: FromZero = 1.0) -> float:
     """Half a cosine wave (https://arxiv.org/abs/1608.03983), or several: each `cycle_mul` times as long as the one
     before and `cycle_decay` times as high."""
     i, part = _cycle(t, total, cycles, cycle_mul)
@@ -43,7 +44,13 @@ def linear(t: int, total: int) -> float:
 
 
 def poly(
-    t: int, total: int, *, power: float = 2.0, cycles: int = 1, cycle_mul: float = 1.0, cycle_decay: float = 1.0
+    t: int,
+    total: int,
+    *,
+    power: AboveZero = 2.0,
+    cycles: Count = 1,
+    cycle_mul: AboveZero = 1.0,
+    cycle_decay: FromZero = 1.0,
 ) -> float:
     """(1 - part) ** `power`, once or in cycles."""
     i, part = _cycle(t, total, cycles, cycle_mul)
@@ -56,19 +63,17 @@ def tanh(t: int, total: int, *, lb: float = -7.0, ub: float = 3.0) -> float:
     return (math.tanh(ub) - value) / (math.tanh(ub) - math.tanh(lb))
 
 
-def step(t: int, total: int, *, decay_updates: int, decay_rate: float = 0.1) -> float:
+def step(t: int, total: int, *, decay_updates: Count, decay_rate: FromZero = 0.1) -> float:
     """Times `decay_rate` every `decay_updates`."""
-    if decay_updates < 1:
-        raise OpsinError(f"decay_updates must be at least 1, not {decay_updates}")
     return decay_rate ** (t // decay_updates)
 
 
-def multistep(t: int, total: int, *, milestones: Sequence[int], decay_rate: float = 0.1) -> float:
+def multistep(t: int, total: int, *, milestones: Sequence[int], decay_rate: FromZero = 0.1) -> float:
     """Times `decay_rate` at each of `milestones`, updates from the end of the warm-up."""
     return decay_rate ** bisect_right(sorted(milestones), t)
 
 
-def wsd(t: int, total: int, *, decay_fraction: float = 0.2, decay_shape: str = "cosine") -> float:
+def wsd(t: int, total: int, *, decay_fraction: Share = 0.2, decay_shape: str = "cosine") -> float:
     """Warm-up, stable, decay (https://arxiv.org/abs/2404.06395): the full rate until the last `decay_fraction`."""
     begin = total - max(round(total * decay_fraction), 1)
     if t < begin:
@@ -79,7 +84,7 @@ def wsd(t: int, total: int, *, decay_fraction: float = 0.2, decay_shape: str = "
     return {"cosine": wave(part), "linear": 1 - part, "sqrt": 1 - part**0.5}[decay_shape]
 
 
-def onecycle(t: int, total: int, *, rise: float = 0.3, begin: float = 0.04) -> float:
+def onecycle(t: int, total: int, *, rise: Share = 0.3, begin: Share = 0.04) -> float:
     """Up from `begin` on half a cosine wave for the first `rise` of the way, then down (https://arxiv.org/abs/1708.07120)."""
     top = max(round(rise * (total - 1)), 1)
     if t <= top:
@@ -105,10 +110,6 @@ def list_schedules() -> dict[str, str]:
 
 def _cycle(t: int, total: int, cycles: int, cycle_mul: float) -> tuple[int, float]:
     """Which cycle an update is in, and how far: 0 at its first update, 1 at its last. All end with the run."""
-    if cycles < 1 or cycle_mul <= 0:
-        raise OpsinError(
-            f"there must be at least one cycle, of a length above 0: cycles={cycles}, cycle_mul={cycle_mul}"
-        )
     lengths = [cycle_mul**i for i in range(cycles)]
     ends = [round(total * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
     i = min(bisect_right(ends, t), cycles - 1)
@@ -131,4 +132,5 @@ def check_options(name: str, options: dict[str, Any]) -> None:
     ]
     if missing:
         raise OpsinError(f"the schedule {name} needs {', '.join(missing)}")
+    check_arguments(SHAPES[name], options, owner=f"the schedule {name}")
     SHAPES[name](0, 10, **options)

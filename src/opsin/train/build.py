@@ -19,14 +19,17 @@ from opsin.data.preprocess import Preprocess
 from opsin.data.readers import Reader, StreamReader, align_heads, open_reader, reader_options
 from opsin.data.samplers import Order, Repeated, Weighted, class_weights
 from opsin.data.transforms import EvalTransform, TrainTransform
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, warn_user
 from opsin.factory import create_model
+from opsin.inference.predictor import architecture_of, is_saved
 from opsin.layers.sync_norm import convert_sync_batchnorm
 from opsin.optim import create_optimizer, optimizer_info, param_groups
 from opsin.scheduler import create_scheduler
+from opsin.train.check import check_takes, source_of, wrong_values
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.clip import make_clip
 from opsin.train.config import TrainConfig, load_config, save_config, to_dict
+from opsin.train.config.rules import settle
 from opsin.train.distill import build_distillation
 from opsin.train.distributed import World, seed_everything
 from opsin.train.ema import Ema
@@ -49,18 +52,24 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
     Raises:
         OpsinError: settings that contradict each other, data that cannot be learnt from, a directory in use.
     """
+    config, given_way = settle(config)
     config.check()
     check_second_order(config, world)
     trackers = create_trackers(config.run.trackers)
     seed_everything(config.run.seed, world.rank, deterministic=config.run.deterministic)
     train_reader, eval_reader = open_sets(config)
+    config, more = settle(config, train_reader.task if config.loss.task == "auto" else config.loss.task)
+    for line in [*given_way, *more] if world.first else ():
+        warn_user(line)
     task = Task.of(train_reader, config).to(world.device)
     if isinstance(task, HeadsTask):
         task.check_judge(eval_reader)
     model = build_model(config, train_reader, task)
     preprocess = preprocess_of(config, model, train_reader)
-    train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, task)
+    judged = at_size(preprocess, config.model.eval_img_size)
+    train_loader, eval_loader = build_loaders(config, world, train_reader, eval_reader, preprocess, judged, task)
     model.to(world.device, memory_format=torch.channels_last if config.model.channels_last else torch.preserve_format)
+    check_takes(model, [preprocess, judged], config.model.model, world.device)
     freeze(model, config.model.freeze)
     distill = build_distillation(config, world, model, task, train_reader, preprocess)
     learner = distill.learner if distill else model
@@ -135,18 +144,21 @@ def preprocess_of(config: TrainConfig, model: Any, reader: Reader | StreamReader
         image = _first_image(reader)
         if isinstance(image, np.ndarray) and max(image.shape[:2]) < TINY and not hasattr(model.config, "img_size"):
             size = TINY_SIZE
+    return at_size(made, size)
+
+
+def at_size(fit: Preprocess, size: int | None) -> Preprocess:
+    """The same preprocessing for pictures of another size; of tiny ones nothing is cropped away."""
     if size is None:
-        return made
-    crop = 1.0 if size <= TINY else made.crop_pct
-    return Preprocess(
-        input_size=(made.channels, size, size), interpolation=made.interpolation, crop_pct=crop,
-        crop_mode=made.crop_mode, mean=made.mean, std=made.std,
-    )  # fmt: skip
+        return fit
+    crop = 1.0 if size <= TINY else fit.crop_pct
+    return replace(fit, input_size=(fit.channels, size, size), crop_pct=crop)
 
 
 def build_loaders(
-    config: TrainConfig, world: World, train: Any, judge: Any, preprocess: Preprocess, task: Task
+    config: TrainConfig, world: World, train: Any, judge: Any, preprocess: Preprocess, judged: Preprocess, task: Task
 ) -> tuple[Loader, Loader]:
+    """The batches of training, prepared by `preprocess`, and of validation, by `judged`."""
     d, a, seed = config.data, config.augment, config.run.seed
     transform = TrainTransform(
         preprocess.input_size[1:], scale=a.scale, ratio=a.ratio, hflip=a.hflip, vflip=a.vflip,
@@ -154,7 +166,7 @@ def build_loaders(
         num_aug_splits=a.aug_splits, mean=preprocess.mean,
     )  # fmt: skip
     shared: dict[str, Any] = {
-        "preprocess": preprocess, "num_workers": d.workers, "rank": world.rank, "world_size": world.size,
+        "num_workers": d.workers, "rank": world.rank, "world_size": world.size,
         "device": world.device, "channels_last": config.model.channels_last, "strict": d.strict,
         "max_skips": d.max_skips, "seed": seed,
     }  # fmt: skip
@@ -162,10 +174,11 @@ def build_loaders(
     order = _order(config, train)
     train_loader = create_loader(
         train_set, batch_size=d.batch_size, shuffle=order is None, order=order, erase=_erasing(config),
-        mix=_mixing(config, task), drop_last=_fills_a_step(train_set, d.batch_size * world.size, world), **shared,
+        mix=_mixing(config, task), drop_last=_fills_a_step(train_set, d.batch_size * world.size, world),
+        preprocess=preprocess, **shared,
     )  # fmt: skip
-    eval_set = create_dataset(judge, transform=EvalTransform(preprocess), seed=seed)
-    eval_loader = create_loader(eval_set, batch_size=d.eval_batch_size or d.batch_size, **shared)
+    eval_set = create_dataset(judge, transform=EvalTransform(judged), seed=seed)
+    eval_loader = create_loader(eval_set, batch_size=d.eval_batch_size or d.batch_size, preprocess=judged, **shared)
     return train_loader, eval_loader
 
 
@@ -221,9 +234,12 @@ def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
         in_chans = image.shape[2] if isinstance(image, np.ndarray) and image.ndim == 3 else 3
     options: dict[str, Any] = {"in_chans": in_chans, **m.model_args}
     options |= {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(m, k)) is not None}
-    if m.img_size is not None and _has_fixed_size(m.model):
+    if m.img_size is not None and takes_img_size(m.model):
         options["img_size"] = m.img_size
-    model: Any = create_model(m.model, pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options)
+    with wrong_values("model_args", m.model_args):
+        model: Any = create_model(
+            source_of(m.model), pretrained=m.checkpoint or m.pretrained, num_classes=task.outputs, **options
+        )
     if m.grad_checkpointing:
         model.set_grad_checkpointing()
     if m.split_bn:
@@ -233,11 +249,12 @@ def build_model(config: TrainConfig, reader: Any, task: Task) -> Any:
     return model
 
 
-def _has_fixed_size(name: str) -> bool:
+def takes_img_size(name: str) -> bool:
+    """Whether a model is built for one size of pictures."""
     from opsin.models._index import MODELS
-    from opsin.models._registry import find_family, resolve_name
+    from opsin.models._registry import find_family
 
-    architecture = resolve_name(name)[0]
+    architecture = architecture_of(source_of(name))
     return architecture in MODELS and "img_size" in find_family(architecture).variants[architecture].names()
 
 
@@ -291,7 +308,8 @@ def amp_dtype(config: TrainConfig, world: World) -> torch.dtype | None:
 def open_directory(config: TrainConfig, world: World) -> RunDirectory:
     """Make and take the run directory. One with another configuration is refused unless it is overwritten."""
     place = Path(config.data.data.rstrip("/")).name.partition(":")[0]
-    path = config.run.output or Path("runs") / f"{config.model.model}-{place}"
+    source = source_of(config.model.model)
+    path = config.run.output or Path("runs") / f"{architecture_of(source) if is_saved(source) else source}-{place}"
     directory = RunDirectory(path)
 
     def take() -> None:

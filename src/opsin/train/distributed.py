@@ -1,13 +1,16 @@
 """Which process this is among those that train together, and what they say to each other.
 
-torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; SLURM and OpenMPI have variables of their own, read here as well.
+torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; srun and OpenMPI have variables of their own, read here as well. Where
+all can meet, torchrun says itself; of srun's processes it is the first host of the step.
 """
 
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,14 +20,18 @@ from torch import Tensor, nn
 
 from opsin.errors import OpsinError
 
-__all__ = ["World", "connect", "get_random_state", "local", "seed_everything", "set_random_state"]
+__all__ = ["World", "connect", "expand_hosts", "get_random_state", "local", "seed_everything", "set_random_state"]
 
 # (rank, world size, rank on this machine) as the launchers call them
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # which srun may have started
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 )
+NO_STEP = 2**32 - 16  # numbers from here on are SLURM's for scripts and shells, which run once
+
+RANGES = r"\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"
+HOST = rf"(?:[\w.-]|{RANGES})+"  # one of a list, or several with numbers in a row
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def connect(device: str | None = None) -> Iterator[World]:
     if size == 1:
         yield World(where)
         return
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_ADDR", _first_host())
     os.environ.setdefault("MASTER_PORT", "29500")
     if where.type == "cuda":
         torch.cuda.set_device(where)
@@ -128,6 +135,8 @@ def connect(device: str | None = None) -> Iterator[World]:
 def _place() -> tuple[int, int, int]:
     for names in LAUNCHERS:
         if names[0] in os.environ and names[1] in os.environ:
+            if names[0] == "SLURM_PROCID" and not _in_step():
+                continue
             try:
                 rank, size, local = (int(os.environ.get(name, "0")) for name in names)
             except ValueError:
@@ -139,6 +148,43 @@ def _place() -> tuple[int, int, int]:
     return 0, 1, 0
 
 
+def _in_step() -> bool:
+    """Whether srun started this process. The script of an sbatch has SLURM's variables too, the number of tasks
+    included, but runs once, whatever that number is."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return step.isdecimal() and int(step) < NO_STEP
+
+
+def _first_host() -> str:
+    here = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    if here is not None:
+        if here != os.environ.get("OMPI_COMM_WORLD_SIZE"):
+            raise OpsinError("the processes are on several hosts: set MASTER_ADDR to that of rank 0")
+        return "127.0.0.1"
+    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST") if _in_step() else ()
+    return next((expand_hosts(os.environ[name])[0] for name in names if os.environ.get(name)), "127.0.0.1")
+
+
+def expand_hosts(text: str) -> list[str]:
+    """The hosts of a list as SLURM writes it: "node[003-005,9],gpu1" -> node003, node004, node005, node9, gpu1."""
+    found: list[str] = []
+    if re.fullmatch(f"{HOST}(,{HOST})*", text):
+        for word in re.findall(HOST, text):
+            parts = re.findall(r"\[([^\]]*)\]|([^\[]+)", word)
+            found += map("".join, product(*(_numbers(numbers) if numbers else [plain] for numbers, plain in parts)))
+    if not found:
+        raise OpsinError(f"the list of hosts {text!r} cannot be read; set MASTER_ADDR to the first of them")
+    return found
+
+
+def _numbers(text: str) -> list[str]:
+    """ "003-005,9" -> 003, 004, 005, 9."""
+    found = []
+    for first, last in (part.split("-") if "-" in part else (part, part) for part in text.split(",")):
+        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return found
+
+
 def _device(name: str | None, local: int) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -146,9 +192,17 @@ def _device(name: str | None, local: int) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise OpsinError(f"no device {name!r}: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cpu":
+        return device
+    module: Any = getattr(torch, device.type, None)
+    if not (hasattr(module, "is_available") and module.is_available()):
         raise OpsinError(f"no device {name!r}: torch finds no GPU here")
-    return torch.device("cuda", local) if device.type == "cuda" and device.index is None else device
+    count = module.device_count()
+    if device.index is not None and device.index >= count:
+        raise OpsinError(f"no device {name!r}: torch finds {count}, numbered from 0")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", local % count)  # a launcher may show each process one GPU alone
+    return device
 
 
 # --- randomness -----------------------------------------------------------------------------------------------------

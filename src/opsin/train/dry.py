@@ -1,9 +1,9 @@
 """`--dry-run`: two steps of everything, then the plan with an estimate of time and memory. Nothing is kept."""
 
+import copy
 import resource
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ STEPS = 2
 def dry_run(config: TrainConfig, world: World) -> int:
     """Build everything in a folder that goes away, make two updates and judge two batches, and print what was seen."""
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(config, run=replace(config.run, output=Path(folder) / "run"))
+        trial = copy.deepcopy(config)
+        trial.run.output = Path(folder) / "run"
         run = build_run(trial, world)
         try:
             facts = _try(run)
@@ -73,11 +74,11 @@ def _plan(run: Any, facts: dict[str, float]) -> Table:
     except TypeError:  # a stream that does not know
         judged = None
     epoch = facts["update"] * run.updates_per_epoch + facts["eval"] * (judged or 0)
-    fit = run.eval_loader.preprocess
+    sizes = dict.fromkeys("x".join(map(str, one.preprocess.input_size)) for one in (run.train_loader, run.eval_loader))
     rows = {
         "model": f"{c.model.model}, {sum(p.numel() for p in run.model.parameters()) / 1e6:.2f} M parameters, "
         f"{sum(p.numel() for p in run.model.parameters() if p.requires_grad) / 1e6:.2f} M of them learn",
-        "pictures": "x".join(map(str, fit.input_size)),
+        "pictures": ", judged at ".join(sizes),
         "data": f"{len(run.train_loader)} training and {judged or '?'} validation batches on each of "
         f"{run.world.size} ranks",
         "task": f"{run.task.kind}, {run.task.outputs} outputs, best by {run.task.metric}",

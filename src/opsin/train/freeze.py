@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from opsin.errors import OpsinError
 from opsin.train.distributed import World
 
 __all__ = ["average_gradients", "freeze", "frozen_stages"]
@@ -12,7 +13,10 @@ __all__ = ["average_gradients", "freeze", "frozen_stages"]
 
 def freeze(model: Any, stages: int) -> None:
     """Freeze the stem and the first `stages` stages; -1 all but the head; 0 none. Norms there keep their statistics."""
-    model.freeze_stages(None if stages < 0 else stages)
+    try:
+        model.freeze_stages(None if stages < 0 else stages)
+    except IndexError as error:
+        raise OpsinError(f"freeze {stages}: {str(error).partition(': ')[2]}, not counting the head") from None
 
 
 def frozen_stages(total: int, begin: int, unfreeze_epochs: int, epoch: int) -> int:

@@ -8,9 +8,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from opsin.data.dataset import ImageDataset
 from opsin.train.loop import Callback, Run
 
 __all__ = ["Terminal"]
+
+
+def _step(run: Run) -> int:
+    """Pictures of an update, or of all the epoch where that is fewer."""
+    step, loader = run.config.data.batch_size * run.world.size, run.train_loader
+    if isinstance(loader.dataset, ImageDataset):
+        epoch = step * len(loader) if loader.drop_last else len(loader.dataset)
+        return min(step * run.accumulate, epoch)
+    return step * run.accumulate
 
 
 class Terminal(Callback):
@@ -30,7 +40,7 @@ class Terminal(Callback):
             self.console.print(f"going on at epoch {run.epoch}, update {run.update}", highlight=False)
         self.console.print(
             f"{c.model.model} on {c.data.data}: {task.kind}{known}, {run.epochs} epochs of {run.updates_per_epoch} "
-            f"updates, {c.data.batch_size * run.world.size * run.accumulate} pictures each, on {run.world.device}; "
+            f"updates, {_step(run)} pictures each, on {run.world.device}; "
             f"files in {run.directory.path}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

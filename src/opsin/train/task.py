@@ -66,6 +66,8 @@ class Task:
         kind = reader.task if config.loss.task == "auto" else config.loss.task
         if kind != reader.task:
             raise OpsinError(f"{reader}: the targets are {reader.task}, but the task is to be {kind}")
+        if config.loss.head_weights and kind != "heads":
+            raise OpsinError(f"head_weights are of several heads; name several columns as target, {reader} has one")
         if kind == "heads":
             from opsin.train.heads import HeadsTask
 

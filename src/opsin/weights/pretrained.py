@@ -12,7 +12,7 @@ from opsin.models._model import Model
 from opsin.weights.adapt import adapt_input_conv
 from opsin.weights.load import LoadReport, load_into
 from opsin.weights.read import read_state_dict
-from opsin.weights.sources import locate
+from opsin.weights.sources import local_weights, locate
 
 __all__ = ["load_checkpoint", "load_pretrained"]
 
@@ -56,9 +56,10 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load a checkpoint of exactly this model; every key must be there (unless not `strict`) and fit.
 
+    `path`: a file, or a folder that holds one.
     `use_ema`: of a training checkpoint with both, take the averaged weights.
     """
-    state = read_state_dict(Path(path), use_ema=use_ema)
+    state = read_state_dict(local_weights(Path(path)), use_ema=use_ema)
     return load_into(model, dict(adapt(state, model)) if adapt else state, strict=strict)
 
 

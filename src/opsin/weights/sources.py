@@ -10,7 +10,7 @@ from opsin.errors import UnknownModelError, WeightsError
 from opsin.weights.fetch import HUB_WEIGHTS, download_url, hub_file, split_hub_name
 from opsin.weights.packaged import find_packaged, read_packaged
 
-__all__ = ["HUB_PREFIXES", "LOCAL_PREFIX", "Source", "locate"]
+__all__ = ["HUB_PREFIXES", "LOCAL_PREFIX", "Source", "local_weights", "locate"]
 
 Source = bool | str | Path | Mapping[str, Tensor]
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -38,7 +38,7 @@ def locate(
         WeightsError: one message for each thing that can fail, with the way out.
     """
     if checkpoint_path:
-        return _local(Path(checkpoint_path))
+        return local_weights(Path(checkpoint_path))
     if isinstance(pretrained, Mapping):
         return {key: value.detach().clone() for key, value in pretrained.items()}
     if pretrained is True:
@@ -46,19 +46,19 @@ def locate(
     if pretrained is False:
         raise WeightsError("pretrained=False asks for no weights")
     if isinstance(pretrained, Path):
-        return _local(pretrained)
+        return local_weights(pretrained)
     for prefix in HUB_PREFIXES:
         if pretrained.startswith(prefix):
             repo, revision = split_hub_name(pretrained.removeprefix(prefix))
             return hub_file(repo, HUB_WEIGHTS, revision=revision, cache_dir=cache_dir)
     if pretrained.startswith(("http://", "https://")):
         return download_url(pretrained, cache_dir=cache_dir)
-    return _local(Path(pretrained.removeprefix(LOCAL_PREFIX)))
+    return local_weights(Path(pretrained.removeprefix(LOCAL_PREFIX)))
 
 
 def _published(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | dict[str, Tensor]:
     if cfg.file:
-        return _local(Path(cfg.file))
+        return local_weights(Path(cfg.file))
     if found := find_packaged(cfg.name):
         return read_packaged(cfg.name, found)
     if cfg.hf_hub_id:
@@ -81,7 +81,8 @@ def _others(cfg: PretrainedCfg) -> str:
     return " Give a file, folder, hub repository or URL as `pretrained`, or pretrained=False for random values"
 
 
-def _local(path: Path) -> Path:
+def local_weights(path: Path) -> Path:
+    """The weights file that a path is, or that the folder there holds; raises `WeightsError` where there is none."""
     path = path.expanduser()
     if path.is_file():
         return path

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from opsin.errors import OpsinError, did_you_mean
+from opsin.train.config.rules import flat
 from opsin.train.config.settings import TrainConfig
 
 __all__ = ["from_dict", "list_recipes", "load_config", "load_recipe", "save_config", "to_dict"]
@@ -138,4 +139,6 @@ def load_recipe(name: str) -> TrainConfig:
     if name not in known:
         raise OpsinError(f"no recipe {name!r}.{did_you_mean(name, known) or ' There are: ' + ', '.join(known) + '.'}")
     with resources.as_file(_recipes() / f"{name}.yaml") as path:
-        return load_config(path)
+        config = load_config(path)
+    config.base = flat(config)
+    return config

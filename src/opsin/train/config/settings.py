@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from opsin.bounds import AboveZero, Bounds, Count, FromZero, Index, Share, ShareAboveZero, ShareBelowOne
 from opsin.errors import OpsinError
 from opsin.train.config.pairs import Pairs
+from opsin.train.config.rules import faults
 
 __all__ = [
     "AugmentSettings",
@@ -25,11 +27,13 @@ class ModelSettings:
     """The model.
 
     Attributes:
-        model: name, as `opsin.create_model` takes it.
+        model: name, as `opsin.create_model` takes it; or a folder, such as the `best` of a run, whose weights a recipe
+            then begins with.
         pretrained: begin with published weights.
         checkpoint: begin with these weights: a file, a folder or `hf-hub:org/repo`.
         in_chans: channels of the pictures; None is what the data has (1 for grey digits) or 3.
         img_size: side of the pictures; None is what the weights were made for.
+        eval_img_size: side of the pictures that validation and the finished model see; None is that of training.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
         model_args: other arguments of the model.
@@ -45,13 +49,14 @@ class ModelSettings:
     model: str = "resnet18"
     pretrained: bool = False
     checkpoint: str | None = None
-    in_chans: int | None = None
-    img_size: int | None = None
-    drop_rate: float | None = None
-    drop_path_rate: float | None = None
+    in_chans: Count | None = None
+    img_size: Count | None = None
+    eval_img_size: Count | None = None
+    drop_rate: ShareBelowOne | None = None
+    drop_path_rate: ShareBelowOne | None = None
     model_args: Pairs = field(default_factory=dict)
-    freeze: int = 0
-    unfreeze_epochs: int = 0
+    freeze: Annotated[int, Bounds(-1)] = 0
+    unfreeze_epochs: Index = 0
     grad_checkpointing: bool = False
     channels_last: bool = False
     compile: bool = False
@@ -79,7 +84,8 @@ class DataSettings:
         repeats: differently augmented copies of each sample in a batch (repeated augmentation).
         balance: 0 shows samples as often as they come, 1 shows all classes equally often.
         strict: stop at the first picture that cannot be read.
-        max_skips: stop when more than this share of the pictures (or, from 1 on, this many) cannot be read.
+        max_skips: stop when more than this share of the pictures (or, from 1 on, this many) cannot be read. 10 are
+            always borne where it is a share, which says little of a few pictures; 0 bears none.
     """
 
     data: str = ""
@@ -89,14 +95,14 @@ class DataSettings:
     target: tuple[str, ...] = ()
     reader_args: Pairs = field(default_factory=dict)
     holdout: float = 0.1
-    epoch_length: int | None = None
-    batch_size: int = 64
-    eval_batch_size: int | None = None
-    workers: int | None = None
-    repeats: int = 1
-    balance: float = 0.0
+    epoch_length: Count | None = None
+    batch_size: Count = 64
+    eval_batch_size: Count | None = None
+    workers: Index | None = None
+    repeats: Count = 1
+    balance: FromZero = 0.0
     strict: bool = False
-    max_skips: float = 0.1
+    max_skips: FromZero = 0.1
 
 
 @dataclass(kw_only=True)
@@ -124,20 +130,20 @@ class AugmentSettings:
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float = 0.5
-    vflip: float = 0.0
-    color_jitter: float | None = 0.4
+    hflip: Share = 0.5
+    vflip: Share = 0.0
+    color_jitter: FromZero | None = 0.4
     auto_augment: str | None = None
-    aug_splits: int = 0
+    aug_splits: Index = 0
     train_interpolation: str = "random"
-    reprob: float = 0.0
+    reprob: Share = 0.0
     remode: Literal["const", "rand", "pixel"] = "pixel"
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
+    mixup: FromZero = 0.0
+    cutmix: FromZero = 0.0
+    mixup_prob: Share = 1.0
+    mixup_switch_prob: Share = 0.5
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
-    mixup_off_epoch: int = 0
+    mixup_off_epoch: Index = 0
 
 
 @dataclass(kw_only=True)
@@ -157,9 +163,9 @@ class LossSettings:
 
     task: Literal["auto", "single", "multi", "regression", "heads"] = "auto"
     loss: str = "auto"
-    smoothing: float = 0.0
+    smoothing: ShareBelowOne = 0.0
     loss_args: Pairs = field(default_factory=dict)
-    class_weights: float = 0.0
+    class_weights: FromZero = 0.0
     head_weights: Pairs = field(default_factory=dict)
 
 
@@ -181,10 +187,10 @@ class DistillSettings:
 
     teacher: str | None = None
     distill: Literal["logit", "feature", "token"] = "logit"
-    alpha: float | None = None
-    temperature: float | None = None
+    alpha: Share | None = None
+    temperature: AboveZero | None = None
     hard: bool = False
-    feature_weight: float | None = None
+    feature_weight: AboveZero | None = None
     levels: tuple[int, ...] = ()
 
     def faults(self) -> list[str]:
@@ -197,14 +203,8 @@ class DistillSettings:
             wrong.append("distillation is set up, but there is no teacher")
         if idle:
             wrong.append(f"distill {self.distill} makes no use of {', '.join(idle)}")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            wrong.append(f"alpha is from 0 to 1, not {self.alpha}")
         if self.hard and self.temperature is not None:
             wrong.append("hard takes the teacher's best class, which no temperature changes")
-        for name in ("temperature", "feature_weight"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                wrong.append(f"{name} must be above 0, not {value}")
         return wrong
 
 
@@ -225,14 +225,14 @@ class OptimSettings:
     """
 
     opt: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    momentum: float | None = None
-    layer_decay: float | None = None
+    lr: FromZero = 1e-3
+    weight_decay: FromZero = 0.05
+    momentum: ShareBelowOne | None = None
+    layer_decay: ShareAboveZero | None = None
     opt_args: Pairs = field(default_factory=dict)
-    clip_grad: float | None = None
+    clip_grad: AboveZero | None = None
     clip_mode: Literal["norm", "value", "agc"] = "norm"
-    accumulate: int = 1
+    accumulate: Count = 1
 
 
 @dataclass(kw_only=True)
@@ -249,10 +249,10 @@ class ScheduleSettings:
     """
 
     sched: str = "cosine"
-    epochs: int = 30
-    warmup_epochs: float = 2.0
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-6
+    epochs: Count = 30
+    warmup_epochs: FromZero = 2.0
+    warmup_lr: FromZero = 1e-6
+    min_lr: FromZero = 1e-6
     sched_args: Pairs = field(default_factory=dict)
 
 
@@ -280,24 +280,30 @@ class RunSettings:
 
     output: Path | None = None
     overwrite: bool = False
-    seed: int = 42
+    seed: Annotated[int, Bounds(0, 2**31 - 1)] = 42
     deterministic: bool = False
     device: str | None = None
     amp: Literal["auto", "none", "bfloat16", "float16"] = "auto"
     ema: bool = False
-    ema_decay: float = 0.9998
+    ema_decay: ShareBelowOne = 0.9998
     ema_debias: bool = False
     metric: str | None = None
-    patience: int = 0
-    save_every: float = 120.0
-    log_every: int = 20
+    patience: Index = 0
+    save_every: FromZero = 120.0
+    log_every: Count = 20
     fsdp: bool = False
     trackers: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """One training run."""
+    """One training run.
+
+    `base` is what a recipe said, defaults included: name of a setting -> value. While a setting still has that value,
+    it gives way to what it does not fit; see `opsin.train.config.rules.settle`.
+    """
+
+    base = dict[str, Any]()  # no field: it is no setting
 
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -309,14 +315,17 @@ class TrainConfig:
     run: RunSettings = field(default_factory=RunSettings)
 
     def check(self) -> None:
-        """Raise `OpsinError` for settings that contradict each other, naming both."""
+        """Raise `OpsinError` for values out of their bounds and settings that contradict each other, naming both."""
+        wrong = faults(self)
+        if wrong:
+            raise OpsinError("; ".join(wrong))
         a, wrong = self.augment, self.distill.faults()
         if self.model.pretrained and self.model.checkpoint:
             wrong.append("pretrained and checkpoint both say where the weights come from")
-        if self.schedule.warmup_epochs >= self.schedule.epochs and self.schedule.epochs > 0:
+        if self.schedule.warmup_epochs >= self.schedule.epochs:
             wrong.append(f"warmup_epochs {self.schedule.warmup_epochs} leaves nothing of {self.schedule.epochs} epochs")
-        if self.schedule.epochs < 1:
-            wrong.append(f"epochs must be at least 1, not {self.schedule.epochs}")
+        if str(self.run.metric).startswith("ema_") and not self.run.ema:
+            wrong.append(f"metric {self.run.metric} is a score of the average of the weights, which ema keeps")
         if self.model.split_bn and a.aug_splits < 2:
             wrong.append("split_bn needs aug_splits of at least 2")
         if a.aug_splits and (a.mixup or a.cutmix):
@@ -334,9 +343,5 @@ class TrainConfig:
                 wrong.append("fsdp has no place for the layers between two models' features: distill logit, or no fsdp")
             if self.model.freeze == -1 and not self.model.unfreeze_epochs:
                 wrong.append("features of a body that freeze -1 keeps as it is learn nothing from a teacher")
-        if self.optim.accumulate < 1 or self.data.batch_size < 1:
-            wrong.append("accumulate and batch_size must be at least 1")
-        if self.data.epoch_length is not None and self.data.epoch_length < 1:
-            wrong.append(f"epoch_length must be at least 1, not {self.data.epoch_length}")
         if wrong:
             raise OpsinError("the configuration contradicts itself: " + "; ".join(wrong))
