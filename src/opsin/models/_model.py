@@ -73,6 +73,7 @@ class Model(nn.Module):
         self.config = config
         self.architecture = ""
         self.pretrained_cfg: dict[str, Any] = {}
+        self.published = False  # whether it began with the weights that `pretrained_cfg` tells of
         self.num_classes = config.num_classes
         self.in_chans = config.in_chans
         self.drop_rate = config.drop_rate
@@ -349,6 +350,7 @@ class Model(nn.Module):
         pool = self.config.global_pool if global_pool is None else global_pool
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
         self.num_classes = num_classes
+        self.pretrained_cfg = {k: v for k, v in self.pretrained_cfg.items() if not k.startswith("label_")}
         like = next((p for p in self.parameters()), None)
         held = (*self.modules(), *self.parameters())  # kept alive: the id of a freed part could be given to a new one
         before = {id(part) for part in held}
