@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 __all__ = [
+    "DamagedError",
     "ImageError",
     "OpsinError",
     "UnknownArgumentError",
@@ -35,6 +36,10 @@ class UnknownArgumentError(OpsinError, TypeError):
 
 class WeightsError(OpsinError, RuntimeError):
     """Weights that cannot be found, read, trusted or fitted into the model."""
+
+
+class DamagedError(WeightsError):
+    """A file that is broken for every reader, or no weights at all: what was fetched is worth fetching again."""
 
 
 class ImageError(OpsinError, ValueError):

@@ -44,7 +44,7 @@ def create_model(
             `local-dir:…`, a URL, or a state dict. They are adapted to `in_chans`, `num_classes` and image size.
         pretrained_cfg: another tag of the architecture, or a whole record in place of the catalogued one.
         pretrained_cfg_overlay: changes to that record. A source (`{"file": "weights.safetensors"}`, `hf_hub_id`, `url`)
-            takes the place of all that the record names.
+            goes before those that the record names.
         checkpoint_path: a checkpoint of exactly this model, loaded last, every key accounted for; a file, folder, hub
             repository or URL.
         cache_dir: where downloads are kept; the hub's own cache by default.

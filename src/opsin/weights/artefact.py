@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 import opsin
 from opsin.catalog import PretrainedCfg, labels_for
-from opsin.errors import OpsinError, UnknownModelError, WeightsError, check_choice
+from opsin.errors import DamagedError, OpsinError, UnknownModelError, WeightsError, check_choice
 from opsin.models._model import Model, deferred_init
 from opsin.models._registry import find_family
 from opsin.weights.fetch import discard, hub_file, split_hub_name, sync
-from opsin.weights.read import DamagedError, listed, read_metadata
+from opsin.weights.read import listed, read_metadata
 from opsin.weights.sources import HUB_PREFIXES, LOCAL_PREFIX
 
 __all__ = ["CONFIG", "TASKS", "WEIGHTS", "read_config", "read_task", "save"]

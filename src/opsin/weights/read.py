@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin.errors import WeightsError
+from opsin.errors import DamagedError, WeightsError
 
-__all__ = ["DamagedError", "check_values", "listed", "read_metadata", "read_state_dict"]
+__all__ = ["check_values", "listed", "read_metadata", "read_state_dict"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -55,10 +55,6 @@ MAX_HEADER = 100 << 20  # bytes; the format's own limit
 CHUNK = 64 << 20
 MAX_READERS = 4
 ALIGN = 64  # bytes, as torch places its own tensors: kernels are quickest there, and round as they do elsewhere
-
-
-class DamagedError(WeightsError):
-    """A file that is broken for every reader, or no weights at all: what was fetched is worth fetching again."""
 
 
 class Entry(NamedTuple):

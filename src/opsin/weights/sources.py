@@ -6,10 +6,10 @@ from pathlib import Path
 from torch import Tensor
 
 from opsin.catalog import PretrainedCfg, pretrained_cfg, tags
-from opsin.errors import UnknownModelError, WeightsError
+from opsin.errors import DamagedError, UnknownModelError, WeightsError
 from opsin.weights.fetch import HUB_WEIGHTS, discard, download_url, hub_file, split_hub_name
 from opsin.weights.packaged import find_packaged, read_packaged
-from opsin.weights.read import DamagedError, check_values, read_state_dict
+from opsin.weights.read import check_values, read_state_dict
 
 __all__ = ["HUB_PREFIXES", "LOCAL_PREFIX", "Source", "fetch_state_dict", "locate"]
 
