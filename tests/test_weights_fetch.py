@@ -175,7 +175,7 @@ def test_a_date_is_no_hash(server, tmp_path):
         download_url(server.url + "/net-20240115.safetensors", cache_dir=tmp_path, published=True)
 
 
-@pytest.mark.parametrize("broken", [save({"w": torch.ones(9)})[:-4], b"<html>sign in</html>" * 9])
+@pytest.mark.parametrize("broken", [save({"w": torch.ones(9)})[:-4], b"<html>sign in</html>" * 9], ids=["cut", "page"])
 def test_a_damaged_download_does_not_stay(server, tmp_path, broken):
     url = server.url + "/w.safetensors"
     server.files["/w.safetensors"] = broken

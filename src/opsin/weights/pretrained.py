@@ -118,7 +118,7 @@ def _drop_other_head(
             if pretrained is True and now == record.num_classes:
                 raise WeightsError(
                     f"the weights have {had} classes at {path!r}, their record says {now}. If the weights are right, "
-                    f"pass num_classes={had}; for a new classifier, pass any other number"
+                    f"pass num_classes={had} to create_model; for a new classifier, any other number"
                 )
             warn_user(f"{path!r} is new: the weights have {had} classes, the model has {now}")
     return fresh

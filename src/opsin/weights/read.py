@@ -150,7 +150,7 @@ def _header(path: Path) -> tuple[int, list[Entry], dict[str, str]]:
         metadata = record.pop("__metadata__", None) or {}
         entries = [_entry(path, name, **facts) for name, facts in record.items()]
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise _damaged(path, f"unreadable header: {error!r}") from error
+        raise _damaged(path, f"unreadable header: {type(error).__name__}: {error}") from error
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     start = 8 + length
     place = 0

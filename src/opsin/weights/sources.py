@@ -39,7 +39,7 @@ def fetch_state_dict(
     except DamagedError as error:
         if _is_remote(pretrained) or (pretrained is True and not cfg.file):
             discard(found)
-            raise DamagedError(f"{error}. It was deleted from the cache, so that the next call does") from None
+            raise DamagedError(f"{error}. It was deleted from the cache: the next call fetches it anew") from None
         raise
 
 
