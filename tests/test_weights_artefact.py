@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import opsin
-from opsin.cli.download import download
+from opsin.cli.download import _folder, download
 from opsin.errors import WeightsError
 from opsin.weights import artefact
 from opsin.weights.artefact import read_config
@@ -79,12 +79,19 @@ def test_transformers_reads_it(folder, model):
 
 
 def test_imagenet_labels_and_licence_by_default(tmp_path):
-    net = opsin.create_model("resnet18.a1_in1k")
+    record = {"file": str(tmp_path / "w.safetensors")}
+    random = opsin.create_model("resnet18.a1_in1k")
+    save_file(random.state_dict(), record["file"])
+    net = opsin.create_model("resnet18.a1_in1k", pretrained=True, pretrained_cfg_overlay=record)
     config = read_config(opsin.save(net, tmp_path / "net"))
     assert (len(config["label_names"]), config["label_names"][0]) == (1000, "n01440764")
     assert "tench" in config["label_descriptions"]["n01440764"]
     assert config["pretrained_cfg"]["license"] == config["opsin"]["license"] == net.pretrained_cfg["license"]
     assert config["model_args"] == {}
+    assert read_config(opsin.save(opsin.load(tmp_path / "net").model, tmp_path / "again"))["pretrained_cfg"]["license"]
+    config = read_config(opsin.save(random, tmp_path / "random"))  # never was what the tag names
+    assert not {"tag", "license", "origin_url", "paper_ids"} & config["pretrained_cfg"].keys()
+    assert "license" not in config["opsin"]
 
 
 def test_wrong_labels(model, tmp_path):
@@ -177,6 +184,29 @@ def test_not_a_config(tmp_path, content):
         read_config(tmp_path / "absent")
 
 
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("pretrained_cfg", {"pretrained_cfg": None}),
+        ("pretrained_cfg", {"pretrained_cfg": "x"}),
+        ("mean", {"pretrained_cfg": {"mean": 0.5}}),
+        ("mean", {"pretrained_cfg": {"mean": ["a", "b", "c"]}}),
+        ("input_size", {"pretrained_cfg": {"input_size": [3, 64]}}),
+        ("crop_pct", {"crop_pct": "0.9"}),
+        ("num_classes", {"num_classes": "7"}),
+        ("num_classes", {"num_classes": True}),
+        ("label_names", {"label_names": "abc", "num_classes": 3}),
+        ("model_args", {"model_args": [1]}),
+        ("opsin", {"opsin": []}),
+        ("recipe", {"opsin": {"recipe": "mine"}}),
+    ],
+)
+def test_configs_of_the_wrong_shape(tmp_path, key, content):
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t"} | content))
+    with pytest.raises(WeightsError, match=rf"config\.json: {key} is "):
+        opsin.load(tmp_path)
+
+
 def test_download_command(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert download([f"local-dir:{folder}"], to=tmp_path / "kit") == 0
@@ -187,3 +217,26 @@ def test_download_command(folder, tmp_path, capsys, monkeypatch):
     assert download(["resnet19", f"local-dir:{folder}"], to=tmp_path / "kit2") == 1
     assert "resnet18" in capsys.readouterr().err
     assert os.listdir(tmp_path / "kit2") == ["net"]  # the others are still fetched
+
+
+def test_a_download_keeps_what_the_outputs_mean_and_other_models(tmp_path, capsys):
+    nets = [opsin.create_model("test_resnet", num_classes=2) for _ in range(2)]
+    for net, place in zip(nets, ("a", "b"), strict=True):
+        opsin.save(net, tmp_path / place / "net", task="multi", recipe={"epochs": 3})
+    names = [f"local-dir:{tmp_path / place / 'net'}" for place in ("a", "b")]
+    assert download(names, to=tmp_path / "kit") == 1
+    assert "kit/net already holds another model" in capsys.readouterr().err
+    assert download(names[:1], to=tmp_path / "kit") == 0  # once more, the same
+    again = opsin.load(tmp_path / "kit" / "net")
+    assert torch.equal(again.model.fc.weight, nets[0].fc.weight)
+    assert again.task == "multi"
+    assert read_config(tmp_path / "kit" / "net")["opsin"]["recipe"] == {"epochs": 3}
+
+
+def test_folders_of_hub_models():
+    for name, folder in {
+        "hf-hub:me/mine": "me--mine",
+        "hf_hub:you/mine@v2": "you--mine@v2",
+        "hf-hub:a/b@refs/pr/1": "a--b@refs--pr--1",
+    }.items():
+        assert _folder(name, None) == folder

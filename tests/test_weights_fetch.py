@@ -13,12 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from safetensors.torch import save
+from support import free_port
 
 from opsin.catalog import PretrainedCfg
 from opsin.errors import WeightsError
 from opsin.weights.fetch import download_url
 from opsin.weights.read import read_state_dict
-from opsin.weights.sources import locate
+from opsin.weights.sources import fetch_state_dict, locate
 
 COMMIT = {"main": "a" * 40, "v2": "b" * 40}
 
@@ -152,7 +153,42 @@ def test_default_cache_is_torch_hubs(server, tmp_path, monkeypatch):
     data = weights()
     server.files["/w.safetensors"] = data
     path = download_url(server.url + "/w.safetensors")
+    assert path.parents[1] == tmp_path / "hub" / "checkpoints"
+    path = download_url(server.url + "/w.safetensors", published=True)
     assert path == tmp_path / "hub" / "checkpoints" / "w.safetensors"
+
+
+def test_one_name_at_two_urls_is_two_files(server, tmp_path):
+    server.files = {"/a/w.safetensors": weights(1.0), "/b/w.safetensors": weights(2.0)}
+    for _ in range(2):
+        for folder, value in (("a", 1), ("b", 2)):
+            path = locate(f"{server.url}/{folder}/w.safetensors", PretrainedCfg(), cache_dir=tmp_path)
+            assert (path.name, read_state_dict(path)["w"][0]) == ("w.safetensors", value)
+    assert len(server.log) == 2
+
+
+def test_a_date_is_no_hash(server, tmp_path):
+    server.files["/net-20240115.safetensors"] = data = weights()
+    path = locate(server.url + "/net-20240115.safetensors", PretrainedCfg(), cache_dir=tmp_path)
+    assert path.read_bytes() == data
+    with pytest.raises(WeightsError, match="not 20240115"):  # but for a catalogued URL
+        download_url(server.url + "/net-20240115.safetensors", cache_dir=tmp_path, published=True)
+
+
+@pytest.mark.parametrize("broken", [save({"w": torch.ones(9)})[:-4], b"<html>sign in</html>" * 9], ids=["cut", "page"])
+def test_a_damaged_download_does_not_stay(server, tmp_path, broken):
+    url = server.url + "/w.safetensors"
+    server.files["/w.safetensors"] = broken
+    for _ in range(2):
+        with pytest.raises(WeightsError, match="deleted from the cache"):
+            fetch_state_dict(url, PretrainedCfg(), cache_dir=tmp_path)
+    server.files["/w.safetensors"] = weights(4.0)
+    assert fetch_state_dict(True, PretrainedCfg(url=url), cache_dir=tmp_path)["w"][0] == 4
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(broken)
+    with pytest.raises(WeightsError, match="fetch it again$"):
+        fetch_state_dict(mine, PretrainedCfg())
+    assert mine.exists()
 
 
 def test_broken_connections_are_continued(server, tmp_path):
@@ -191,10 +227,10 @@ def test_what_is_left_of_another_version_is_not_continued(server, tmp_path, monk
     server.cut, server.pause = 300_000, 0.0
     monkeypatch.setattr("opsin.weights.fetch.ATTEMPTS", 1)
     with pytest.raises(WeightsError, match="300000 of"):
-        download_url(server.url + "/w.safetensors", cache_dir=tmp_path)
+        download_url(server.url + "/w.safetensors", cache_dir=tmp_path, published=True)
     assert len(list(tmp_path.glob("*.part"))) == 1
     server.files["/w.safetensors"] = new = weights(3.0)
-    assert download_url(server.url + "/w.safetensors", cache_dir=tmp_path).read_bytes() == new
+    assert download_url(server.url + "/w.safetensors", cache_dir=tmp_path, published=True).read_bytes() == new
     assert not any(asked for _, _, asked in server.log)
     assert listing(tmp_path) == ["w.safetensors"]
 
@@ -209,12 +245,12 @@ def test_wrong_hash_is_refused_and_leaves_nothing(server, tmp_path):
 def test_server_errors(server, tmp_path, monkeypatch):
     monkeypatch.setattr("opsin.weights.fetch.time.sleep", lambda seconds: None)
     with pytest.raises(WeightsError, match="answers 404"):
-        download_url(server.url + "/absent.pth", cache_dir=tmp_path)
+        download_url(server.url + "/absent.pth", cache_dir=tmp_path, published=True)
     server.fail = 99
     with pytest.raises(WeightsError, match="could not be fetched.*HF_ENDPOINT"):
-        download_url(server.url + "/absent.pth", cache_dir=tmp_path)
+        download_url(server.url + "/absent.pth", cache_dir=tmp_path, published=True)
     with pytest.raises(WeightsError, match="could not be fetched: .*refused"):
-        download_url("http://127.0.0.1:9/w.pth", cache_dir=tmp_path)
+        download_url("http://127.0.0.1:9/w.pth", cache_dir=tmp_path, published=True)
     with pytest.raises(WeightsError, match="names no file"):
         download_url("http://127.0.0.1:9/", cache_dir=tmp_path)
     assert listing(tmp_path) == []
@@ -239,11 +275,12 @@ def fetch_in_child(server, cache, source, **env):
     """One hub access in a fresh process: huggingface_hub reads its environment when it is imported."""
     code = (
         "import sys\nfrom opsin.catalog import PretrainedCfg\nfrom opsin.errors import WeightsError\n"
-        "from opsin.weights.read import read_state_dict\nfrom opsin.weights.sources import locate\n"
+        "from opsin.weights.sources import fetch_state_dict, locate\n"
         f"cfg = PretrainedCfg(architecture='net', hf_hub_id={source!r} if not {source!r}.startswith('hf') else None)\n"
         "try:\n"
-        f"    path = locate({source!r} if {source!r}.startswith('hf') else True, cfg, cache_dir={str(cache)!r})\n"
-        "    print(float(read_state_dict(path)['w'][0]), path)\n"
+        f"    args = {source!r} if {source!r}.startswith('hf') else True, cfg\n"
+        f"    state = fetch_state_dict(*args, cache_dir={str(cache)!r})\n"
+        f"    print(float(state['w'][0]), locate(*args, cache_dir={str(cache)!r}))\n"
         "except WeightsError as error:\n    sys.exit(f'ERROR {error}')\n"
     )
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
@@ -299,3 +336,27 @@ def test_hub_file_that_is_not_what_was_announced(server, tmp_path):
     assert left == []
     server.lie = False
     assert fetch_in_child(server, tmp_path, "org/net")[0][0] == "1.0"
+
+
+def test_a_damaged_file_of_the_hub_does_not_stay(server, tmp_path):
+    server.hub = {("org/net", "main", "model.safetensors"): weights(float("nan"))}
+    for _ in range(2):
+        out, err = fetch_in_child(server, tmp_path, "hf-hub:org/net")
+        assert not out
+        assert "NaN" in err
+        assert "deleted from the cache" in err
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and (p.suffix == ".safetensors" or "blobs" in p.parts)]
+    server.hub = {("org/net", "main", "model.safetensors"): weights(1.0)}
+    assert fetch_in_child(server, tmp_path, "hf-hub:org/net")[0][0] == "1.0"
+
+
+def test_no_network_is_told_at_once_and_the_cache_still_serves(server, tmp_path):
+    torch.save({"w": torch.full((3,), 5.0)}, tmp_path / "w.bin")
+    server.hub = {("org/net", "main", "pytorch_model.bin"): (tmp_path / "w.bin").read_bytes()}
+    assert fetch_in_child(server, tmp_path / "cache", "org/net")[0][0] == "5.0"
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert fetch_in_child(server, tmp_path / "cache", "org/net", HF_ENDPOINT=nowhere)[0][0] == "5.0"
+    out, err = fetch_in_child(server, tmp_path / "cache", "org/other", HF_ENDPOINT=nowhere)
+    assert not out
+    assert "the hub cannot be reached and the cache has no model.safetensors or pytorch_model.bin" in err
+    assert "Retrying" not in err

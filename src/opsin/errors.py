@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 __all__ = [
+    "DamagedError",
     "ImageError",
     "OpsinError",
     "UnknownArgumentError",
@@ -45,6 +46,10 @@ class UnknownArgumentError(OpsinError, TypeError):
 
 class WeightsError(OpsinError, RuntimeError):
     """Weights that cannot be found, read, trusted or fitted into the model."""
+
+
+class DamagedError(WeightsError):
+    """A file that is broken for every reader, or no weights at all: what was fetched is worth fetching again."""
 
 
 class ImageError(OpsinError, ValueError):

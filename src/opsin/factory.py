@@ -45,8 +45,10 @@ def create_model(
             `local-dir:…`, a URL, or a state dict. They are adapted to `in_chans`, `num_classes` and image size.
         pretrained_cfg: another tag of the architecture (`a1_in1k` or `resnet34.a1_in1k`), or a whole record in place of
             the catalogued one.
-        pretrained_cfg_overlay: changes to that record, such as `{"file": "weights.safetensors"}`.
-        checkpoint_path: a checkpoint of exactly this model, loaded last, every key accounted for.
+        pretrained_cfg_overlay: changes to that record. A source (`{"file": "weights.safetensors"}`, `hf_hub_id`, `url`)
+            goes before those that the record names.
+        checkpoint_path: a checkpoint of exactly this model, loaded last, every key accounted for; a file, folder, hub
+            repository or URL.
         cache_dir: where downloads are kept; the hub's own cache by default.
         features_only: return feature maps instead of logits. With it go `out_indices` (levels, negatives count from the
             end, or names of any modules), `feature_cls` (list, dict, hook, getter), `out_map`, `output_fmt`.
@@ -63,9 +65,7 @@ def create_model(
         from opsin.weights.adapt import check_strategy
 
         check_strategy(in_chans_strategy)
-    model_name, pretrained, pretrained_cfg, kwargs = _open_packaged(
-        model_name, pretrained, pretrained_cfg, cache_dir, kwargs
-    )
+    model_name, pretrained_cfg, kwargs = _open_packaged(model_name, pretrained_cfg, cache_dir, kwargs)
     arch, tag = resolve_name(model_name)
     record = _record(arch, tag, pretrained_cfg, pretrained_cfg_overlay)
     if entrypoint := user_entrypoint(arch):
@@ -78,7 +78,7 @@ def create_model(
         if checkpoint_path:
             from opsin.weights.pretrained import load_checkpoint
 
-            load_checkpoint(model, checkpoint_path)
+            load_checkpoint(model, checkpoint_path, cache_dir=cache_dir)
         return model
     family = find_family(arch)
     own = [*inspect.signature(create_model).parameters][1:-1]
@@ -141,30 +141,27 @@ def build_model(
         how: dict[str, Any] = {"cache_dir": cache_dir, "in_chans_strategy": in_chans_strategy}
         load_pretrained(model, pretrained, record=record, adapt=adapt, **how)
     if checkpoint_path:
-        load_checkpoint(model, checkpoint_path, adapt=adapt)
+        load_checkpoint(model, checkpoint_path, adapt=adapt, cache_dir=cache_dir)
     return model
 
 
-def _open_packaged(name: str, pretrained: Pretrained, cfg: Any, cache_dir: Any, kwargs: dict[str, Any]):
+def _open_packaged(name: str, cfg: Any, cache_dir: Any, kwargs: dict[str, Any]):
     """A hub or folder name becomes the architecture, arguments and record of its `config.json`."""
     if not name.startswith((*HUB, "local-dir:")):
-        return name, pretrained, cfg, kwargs
+        return name, cfg, kwargs
     from opsin.weights.artefact import read_config
 
     packaged = read_config(name, cache_dir=cache_dir)
-    known = {f.name for f in fields(PretrainedCfg)}
-    record = {k: v for k, v in packaged.get("pretrained_cfg", {}).items() if k in known}
-    record |= {k: packaged[k] for k in ("label_names", "label_descriptions") if packaged.get(k)}
-    own = dict(packaged.get("model_args") or {})
-    for key in ("num_classes", "global_pool"):
-        if packaged.get(key) is not None:
-            own[key] = packaged[key]
-    own |= {k: v for k, v in kwargs.items() if v is not None}
-    if pretrained is True:
-        pretrained = name
-    # sizes of the saved model hold, whatever the record says of the weights it began with
-    record.pop("hf_hub_id", None)
-    return packaged["architecture"], pretrained, cfg or PretrainedCfg.from_dict(record), own
+    place = name.partition(":")[2]
+    source = {"hf_hub_id": place} if name.startswith(HUB) else {"file": place}
+    if isinstance(cfg, dict):
+        cfg = PretrainedCfg.from_dict({"architecture": packaged["architecture"]} | cfg)
+    if isinstance(cfg, PretrainedCfg):  # it says all but perhaps where the weights are
+        cfg = cfg if cfg.has_weights else cfg.overlay(**source)
+    else:
+        cfg = cfg or PretrainedCfg.from_dict(packaged["pretrained_cfg"]).overlay(**source)
+    own = {key: packaged.get(key) for key in ("num_classes", "global_pool")} | (packaged.get("model_args") or {})
+    return packaged["architecture"], cfg, own | {k: v for k, v in kwargs.items() if v is not None}
 
 
 def _record(arch: str, tag: str | None, cfg: Any, overlay: dict[str, Any] | None) -> PretrainedCfg:

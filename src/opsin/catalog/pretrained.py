@@ -70,8 +70,15 @@ class PretrainedCfg:
         return cls(**fixed)
 
     def overlay(self, **changes: Any) -> "PretrainedCfg":
-        """A copy with some fields replaced; unknown names raise with the nearest right one."""
+        """A copy with some fields replaced; unknown names raise with the nearest right one.
+
+        A source among them (`file`, `hf_hub_id`, `url`) goes before what the record has.
+        """
         check_known(changes, [f.name for f in fields(self)], owner="pretrained_cfg")
+        if changes.get("hf_hub_id"):
+            changes = {"file": None, "hf_hub_filename": None} | changes
+        elif changes.get("url"):
+            changes = {"file": None, "hf_hub_id": None, "hf_hub_filename": None, "custom_load": False} | changes
         fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
         return replace(self, **fixed)
 

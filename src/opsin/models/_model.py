@@ -73,6 +73,7 @@ class Model(nn.Module):
         self.config = config
         self.architecture = ""
         self.pretrained_cfg: dict[str, Any] = {}
+        self.published = False  # whether it began with the weights that `pretrained_cfg` tells of
         self.num_classes = config.num_classes
         self.in_chans = config.in_chans
         self.drop_rate = config.drop_rate
@@ -359,6 +360,7 @@ class Model(nn.Module):
                     module.to(device=like.device, dtype=like.dtype)
         if fresh := [name for name, p in self.named_parameters() if id(p) not in before]:
             self.init_weights(only=fresh)
+        self.pretrained_cfg = {k: v for k, v in self.pretrained_cfg.items() if not k.startswith("label_")}
 
     def remove_head(self) -> None:
         """Give the maps as they leave the chain; a head that holds more than pooling and classifier drops that too."""

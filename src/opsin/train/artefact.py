@@ -13,13 +13,17 @@ def save_artefact(run: Any, model: Any) -> None:
 
     Every process calls it, since each may hold a part of the weights; the first one writes.
     """
-    state = None
+    state = model.state_dict()
     if run.config.run.fsdp:
         from opsin.train.sharded import full_state
 
         state = full_state(model)
     if not run.world.first:
         return
+    if run.config.model.split_bn:
+        from opsin.train.split_bn import main_state
+
+        state = main_state(model, state)
     fit = run.eval_loader.preprocess
     record = model.pretrained_cfg
     old = dict(record)

@@ -5,6 +5,7 @@ evaluation uses; each of the others through a copy.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from opsin.errors import OpsinError
 
-__all__ = ["SplitBatchNorm", "split_batch_norm"]
+__all__ = ["SplitBatchNorm", "main_state", "split_batch_norm"]
 
 
 class SplitBatchNorm(nn.Module):
@@ -33,6 +34,13 @@ class SplitBatchNorm(nn.Module):
         if len(x) % len(norms):
             raise OpsinError(f"a batch of {len(x)} cannot be split in {len(norms)}")
         return torch.cat([norm(part) for norm, part in zip(norms, x.chunk(len(norms)), strict=True)])
+
+
+def main_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the model as it was before the split, which evaluates as this one does."""
+    split = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, SplitBatchNorm))
+    kept = {key: value for key, value in state.items() if not (key.startswith(split) and ".aux." in key)}
+    return {key.replace(".main.", ".") if key.startswith(split) else key: value for key, value in kept.items()}
 
 
 def split_batch_norm(model: Any, num_splits: int) -> Any:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from opsin.errors import WeightsError
 
-__all__ = ["HUB_WEIGHTS", "check_sha256", "download_url", "hub_file", "split_hub_name", "sync"]
+__all__ = ["HUB_WEIGHTS", "check_sha256", "discard", "download_url", "hub_file", "split_hub_name", "sync"]
 
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch hub's convention
@@ -66,10 +66,13 @@ def hub_file(
 
     where = f"hub repository {repo_id}" + (f" at {revision}" if revision else "")
     cache = str(cache_dir) if cache_dir else None
+    known = {name: try_to_load_from_cache(repo_id, name, cache_dir=cache, revision=revision) for name in filenames}
+    cached = {name: Path(path) for name, path in known.items() if isinstance(path, str)}
     missing: Exception | None = None
     for name in filenames:
-        known = try_to_load_from_cache(repo_id, name, cache_dir=cache, revision=revision)
         try:
+            if name not in cached:
+                _connect(repo_id, name, revision)
             path = Path(hf_hub_download(repo_id, name, revision=revision, cache_dir=cache))
         except hub.GatedRepoError as error:
             raise WeightsError(f"{where} asks you to accept its terms: sign in to the hub and set HF_TOKEN") from error
@@ -77,18 +80,31 @@ def hub_file(
             raise WeightsError(f"there is no {where}, or it is private and HF_TOKEN is not set") from error
         except hub.RevisionNotFoundError as error:
             raise WeightsError(f"{where} does not exist: no such revision") from error
-        except (hub.LocalEntryNotFoundError, hub.EntryNotFoundError) as error:
+        except (hub.LocalEntryNotFoundError, ConnectionError) as error:
+            if cached:  # under another of the names
+                return next(iter(cached.values()))
+            names = " or ".join(filenames)
+            raise WeightsError(f"{where}: the hub cannot be reached and the cache has no {names}. {AWAY}") from error
+        except hub.EntryNotFoundError as error:
             missing = error
             continue
         except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, OSError, ValueError) as error:
             raise WeightsError(f"{where}: {name} could not be fetched: {_first_line(error)}. {AWAY}") from error
-        if not isinstance(known, str):
+        if name not in cached:
             _check_blob(path)
         return path
-    names = " or ".join(filenames)
-    if isinstance(missing, hub.LocalEntryNotFoundError):
-        raise WeightsError(f"{where}: the hub cannot be reached and the cache has no {names}. {AWAY}") from missing
-    raise WeightsError(f"{where} has no {names}") from missing
+    raise WeightsError(f"{where} has no {' or '.join(filenames)}") from missing
+
+
+def _connect(repo_id: str, name: str, revision: str | None) -> None:
+    """Raise ConnectionError where no connection can be made; the hub's own client would try for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision))
+    except Exception as error:  # its class depends on the client's version; all else is told by the download itself
+        if type(error).__name__ in ("ConnectError", "ConnectionError", "ProxyError"):
+            raise ConnectionError(str(error)) from error
 
 
 def _check_blob(path: Path) -> None:
@@ -99,24 +115,33 @@ def _check_blob(path: Path) -> None:
     try:
         check_sha256(blob, blob.name)
     except WeightsError:
-        path.unlink()
-        blob.unlink(missing_ok=True)
+        discard(path)
         raise
+
+
+def discard(path: Path) -> None:
+    """Take a fetched file out of its cache; of a hub's, the link and the blob it points to."""
+    blob = path.parent / path.readlink() if path.is_symlink() else path
+    path.unlink()
+    if blob.parent.name == "blobs":  # what else a link leads to is not ours
+        blob.unlink(missing_ok=True)
 
 
 # -- plain URLs --------------------------------------------------------------------------------------------------------
 
 
 def download_url(
-    url: str, *, cache_dir: str | Path | None = None, sha256: str | None = None, progress: bool = True
+    url: str, *, cache_dir: str | Path | None = None, published: bool = False, progress: bool = True
 ) -> Path:
     """The file at `url`, from `cache_dir` (torch hub's by default) or downloaded into it.
 
     A download is written to `NAME.….part`, checked, and only then takes its name. What an interrupted one left is
-    continued if the server still has the same file. A hash in the name (`name-1a2b3c4d.pth`) is verified.
+    continued if the server still has the same file. A hash in the name (`name-1a2b3c4d.pth`) is verified. A file whose
+    name has none gets a folder of its own: the same name at another URL is another file.
 
     Args:
-        sha256: the hash or its beginning, in place of the one in the name.
+        published: the URL is a catalogued one: its name is unique, and digits alone in it are a hash too. Elsewhere
+            they are as likely a date or a number of steps (`net-20240115.pth`), and one hash in forty is all digits.
         progress: show a bar on a terminal.
 
     Raises:
@@ -126,13 +151,15 @@ def download_url(
     if not name or name in (".", ".."):
         raise WeightsError(f"{url} names no file")
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    found = HASH_IN_NAME.search(name)
+    expected = found[1] if found and (published or not found[1].isdigit()) else None
+    if not (expected or published):
+        folder /= f"url-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     target = folder / name
     if target.is_file():
         return target
     locks = folder / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    named = HASH_IN_NAME.search(name)
-    expected = sha256 or (named[1] if named else None)
     with FileLock(locks / f"{name}.lock"):  # a second process waits, then finds the file
         if not target.is_file():
             _land(_fetch(url, target, progress), target, expected)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opsin.errors import WeightsError
+from opsin.weights.read import listed
 
 __all__ = ["LoadReport", "load_into"]
 
@@ -40,7 +41,8 @@ def load_into(
         allow_missing: keys of the model that may be absent, such as those of a fresh head.
 
     Raises:
-        WeightsError: one message that names every missing, unexpected and wrongly shaped key.
+        WeightsError: one message that names every missing, unexpected and wrongly shaped key; or those that hold
+            integers in place of fractions.
     """
     wanted = model.state_dict(keep_vars=True)
     computed = {name for name, _ in model.named_buffers(remove_duplicate=False)} - wanted.keys()
@@ -51,6 +53,9 @@ def load_into(
     unexpected = [k for k in state_dict if k not in wanted and k not in computed]
     misshapen = [k for k, v in state_dict.items() if k in wanted and v.shape != wanted[k].shape]
     refused = [k for k in missing if k not in allow_missing]
+    integers = [k for k, v in state_dict.items() if k in wanted and _is_float(wanted[k]) and not _is_float(v)]
+    if integers:
+        raise WeightsError(f"the weights are integers where the model computes with fractions: {listed(integers)}")
     if misshapen or (strict and (refused or unexpected)):
         raise WeightsError(_complaint(model, state_dict, wanted, refused, unexpected, misshapen, strict))
     ready = {k: _as(v, wanted[k]) for k, v in state_dict.items() if k in wanted}
@@ -75,6 +80,10 @@ def _compute_buffers(model: nn.Module) -> None:
         module.reset_buffers()  # type: ignore[operator]
     for module in computed:  # only now: one module may hold another
         module.to(device)
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from opsin.catalog import PretrainedCfg
-from opsin.errors import warn_user
+from opsin.errors import WeightsError, warn_user
 from opsin.models._model import Model
 from opsin.weights.adapt import adapt_input_conv
 from opsin.weights.load import LoadReport, load_into
-from opsin.weights.read import read_state_dict
-from opsin.weights.sources import local_weights, locate
+from opsin.weights.sources import Source, fetch_state_dict
 
 __all__ = ["load_checkpoint", "load_pretrained"]
 
@@ -21,7 +20,7 @@ Adapt = Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]]
 
 def load_pretrained(
     model: nn.Module,
-    pretrained: bool | str | Path | Mapping[str, Tensor] = True,
+    pretrained: Source = True,
     *,
     record: PretrainedCfg,
     adapt: Adapt | None = None,
@@ -33,33 +32,37 @@ def load_pretrained(
 
     The first convolution is adapted to the model's input channels; a classifier for other classes stays fresh, which a
     warning says. Raises WeightsError naming every key that is missing, unexpected (both unless not `strict`) or of
-    another shape.
+    another shape; and where the record's own weights have other classes than it says.
     """
-    source = locate(pretrained, record, cache_dir=cache_dir)
-    if isinstance(source, Mapping):
-        state = dict(source)
-    else:
-        state = read_state_dict(source)
+    state = fetch_state_dict(pretrained, record, cache_dir=cache_dir)
     if adapt:
         state = dict(adapt(state, model))
     wanted = model.state_dict(keep_vars=True)
     strategy = in_chans_strategy or getattr(model, "in_chans_strategy", None)
     _adapt_first_conv(state, wanted, _paths(record.first_conv, model, "first_conv"), strategy)
-    fresh = _drop_other_head(state, wanted, _paths(record.classifier, model, "classifier_path"), record)
+    fresh = _drop_other_head(state, wanted, _paths(record.classifier, model, "classifier_path"), record, pretrained)
     load_into(model, state, allow_missing=fresh, strict=strict)
     if fresh and isinstance(model, Model):  # classes of others have initialised their head themselves
         model.init_weights(only=fresh)
+    if pretrained is True:
+        model.published = True  # type: ignore[assignment]
 
 
 def load_checkpoint(
-    model: nn.Module, path: str | Path, *, adapt: Adapt | None = None, use_ema: bool = True, strict: bool = True
+    model: nn.Module,
+    path: str | Path,
+    *,
+    adapt: Adapt | None = None,
+    cache_dir: str | Path | None = None,
+    use_ema: bool = True,
+    strict: bool = True,
 ) -> LoadReport:
     """Load a checkpoint of exactly this model; every key must be there (unless not `strict`) and fit.
 
-    `path`: a file, or a folder that holds one.
-    `use_ema`: of a training checkpoint with both, take the averaged weights.
+    `path` is a file, a folder, a hub repository or a URL, as `pretrained` of `create_model` takes them. `use_ema`: of a
+    training checkpoint with both, take the averaged weights.
     """
-    state = read_state_dict(local_weights(Path(path)), use_ema=use_ema)
+    state = fetch_state_dict(path, PretrainedCfg(), cache_dir=cache_dir, use_ema=use_ema)
     return load_into(model, dict(adapt(state, model)) if adapt else state, strict=strict)
 
 
@@ -81,7 +84,11 @@ def _adapt_first_conv(
 
 
 def _drop_other_head(
-    state: dict[str, Tensor], wanted: Mapping[str, Tensor], paths: tuple[str, ...], record: PretrainedCfg
+    state: dict[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    paths: tuple[str, ...],
+    record: PretrainedCfg,
+    pretrained: Source,
 ) -> list[str]:
     """Take a classifier of other classes out of `state`; returns the keys that stay at their fresh values."""
     fresh: list[str] = []
@@ -108,5 +115,10 @@ def _drop_other_head(
                 had = state.pop(key).shape[0]
         if any(key.startswith(f"{path}.") for key in fresh):
             now = wanted[f"{path}.weight"].shape[0]
+            if pretrained is True and now == record.num_classes:
+                raise WeightsError(
+                    f"the weights have {had} classes at {path!r}, their record says {now}. If the weights are right, "
+                    f"pass num_classes={had} to create_model; for a new classifier, any other number"
+                )
             warn_user(f"{path!r} is new: the weights have {had} classes, the model has {now}")
     return fresh

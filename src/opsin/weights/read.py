@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -28,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin.errors import WeightsError
+from opsin.errors import DamagedError, WeightsError
 
-__all__ = ["read_metadata", "read_state_dict", "read_torch"]
+__all__ = ["check_values", "listed", "read_metadata", "read_state_dict", "read_torch"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -83,8 +84,8 @@ def read_state_dict(
         check_finite: refuse NaN and infinity. Costs about 5 ms per 100 MB.
 
     Raises:
-        WeightsError: no such file; damaged, truncated or unknown content; a pickle that would run code; values that are
-            not finite. The message names the file.
+        DamagedError: damaged, truncated or unknown content; values that are not finite.
+        WeightsError: no such file; a pickle that would run code. The message names the file in any case.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,7 +98,7 @@ def read_state_dict(
     else:
         state = _own(_unwrap(read_torch(path), path, use_ema))
     if check_finite:
-        _check_finite(state, path)
+        check_values(state, path)
     return state if torch.device(device).type == "cpu" else {k: v.to(device) for k, v in state.items()}
 
 
@@ -106,8 +107,13 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return _header(Path(path))[2]
 
 
-def _damaged(path: Path, why: object) -> WeightsError:
-    return WeightsError(f"{path} is damaged or truncated ({why}); delete it and fetch it again")
+def _damaged(path: Path, why: object) -> DamagedError:
+    with path.open("rb") as file:
+        head = file.read(80)
+    text = head.decode("ascii", "replace").strip()
+    if text and all(char.isprintable() or char.isspace() for char in text.replace("\ufffd", "\0")):
+        return DamagedError(f"{path} is not a weights file but text ({text[:60]!r}); fetch it again")
+    return DamagedError(f"{path} is damaged or truncated ({why}); fetch it again")
 
 
 def _kind(path: Path) -> str:
@@ -144,7 +150,7 @@ def _header(path: Path) -> tuple[int, list[Entry], dict[str, str]]:
         metadata = record.pop("__metadata__", None) or {}
         entries = [_entry(path, name, **facts) for name, facts in record.items()]
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise _damaged(path, f"unreadable header: {error!r}") from error
+        raise _damaged(path, f"unreadable header: {type(error).__name__}: {error}") from error
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     start = 8 + length
     place = 0
@@ -229,10 +235,11 @@ def read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|operand) ([\w.]+)", str(error)):
+        found = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
+        if code := found[1] if found else _imported(path):
             raise WeightsError(
-                f"{path} is a pickle that would run code when read ({found[1] or f'instruction {found[2]}'}): refused, "
-                "nothing was run. Ask its publisher for safetensors"
+                f"{path} is a pickle that would run code when read ({code}): refused, nothing was run. "
+                "Ask its publisher for safetensors"
             ) from None
         raise _damaged(path, "its pickle ends or breaks in the middle") from error
     except Exception as error:  # the reader fails in many ways on damaged input; each means the same to the user
@@ -240,6 +247,20 @@ def read_torch(path: Path) -> Any:
         if "TorchScript" in text:
             raise WeightsError(f"{path} is a TorchScript program, not weights: refused, nothing was run") from None
         raise _damaged(path, text.splitlines()[0][:120]) from error
+
+
+def _imported(path: Path) -> str | None:
+    """What a pickle with instructions that torch does not know would import, told from their listing."""
+    words: list[str] = []
+    with suppress(ValueError), path.open("rb") as file:
+        for code, value, _ in pickletools.genops(file):
+            if code.name in ("GLOBAL", "INST"):
+                return str(value).replace(" ", ".")
+            if code.name == "STACK_GLOBAL":
+                return ".".join(words[-2:])
+            if isinstance(value, str):
+                words.append(value)
+    return None
 
 
 def _unwrap(content: Any, path: Path, use_ema: bool) -> dict[str, Tensor]:
@@ -296,11 +317,12 @@ def _from_numpy(array: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
 
-def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    """One sum per tensor tells: NaN and infinity survive addition. Only a suspicious tensor is looked at in full."""
+def check_values(state: Mapping[str, Tensor], owner: object) -> None:
+    """Raise `DamagedError` for NaN and infinity. One sum per tensor tells, since both survive addition: only a
+    suspicious tensor is looked at in full."""
     bad = [key for key, value in state.items() if not _finite(value, infinity=key.endswith("mask"))]
     if bad:
-        raise WeightsError(f"{path} holds NaN or infinite values in {_listed(bad)}: the file or its training is broken")
+        raise DamagedError(f"{owner} holds NaN or infinite values in {listed(bad)}: it or its training is broken")
 
 
 def _finite(value: Tensor, *, infinity: bool) -> bool:
@@ -314,7 +336,7 @@ def _finite(value: Tensor, *, infinity: bool) -> bool:
     return not bool((wide.isnan() if infinity else ~wide.isfinite()).any())
 
 
-def _listed(names: Iterable[str], limit: int = 8) -> str:
+def listed(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

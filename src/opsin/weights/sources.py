@@ -6,24 +6,48 @@ from pathlib import Path
 from torch import Tensor
 
 from opsin.catalog import PretrainedCfg, pretrained_cfg, tags
-from opsin.errors import UnknownModelError, WeightsError
-from opsin.weights.fetch import HUB_WEIGHTS, download_url, hub_file, split_hub_name
+from opsin.errors import DamagedError, UnknownModelError, WeightsError
+from opsin.weights.fetch import HUB_WEIGHTS, discard, download_url, hub_file, split_hub_name
 from opsin.weights.packaged import find_packaged, read_packaged
+from opsin.weights.read import check_values, read_state_dict
 
-__all__ = ["HUB_PREFIXES", "LOCAL_PREFIX", "Source", "local_weights", "locate"]
+__all__ = ["HUB_PREFIXES", "LOCAL_PREFIX", "Source", "fetch_state_dict", "locate"]
 
 Source = bool | str | Path | Mapping[str, Tensor]
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 LOCAL_PREFIX = "local-dir:"
+URL_PREFIXES = ("http://", "https://")
 
 
-def locate(
-    pretrained: Source,
-    cfg: PretrainedCfg,
-    *,
-    cache_dir: str | Path | None = None,
-    checkpoint_path: str | Path | None = None,
-) -> Path | dict[str, Tensor]:
+def fetch_state_dict(
+    pretrained: Source, cfg: PretrainedCfg, *, cache_dir: str | Path | None = None, use_ema: bool = True
+) -> dict[str, Tensor]:
+    """The tensors of what `locate` finds. A fetched file that turns out damaged is taken out of its cache.
+
+    Args:
+        use_ema: of a training checkpoint with both, take the averaged weights.
+
+    Raises:
+        WeightsError: as `locate` and `read_state_dict`.
+    """
+    found = locate(pretrained, cfg, cache_dir=cache_dir)
+    if not isinstance(found, Path):
+        check_values(found, "the state dict")
+        return found
+    try:
+        return read_state_dict(found, use_ema=use_ema)
+    except DamagedError as error:
+        if _is_remote(pretrained) or (pretrained is True and not cfg.file):
+            discard(found)
+            raise DamagedError(f"{error}. It was deleted from the cache: the next call fetches it anew") from None
+        raise
+
+
+def _is_remote(source: Source) -> bool:
+    return isinstance(source, str) and source.lower().startswith((*HUB_PREFIXES, *URL_PREFIXES))
+
+
+def locate(pretrained: Source, cfg: PretrainedCfg, *, cache_dir: str | Path | None = None) -> Path | dict[str, Tensor]:
     """Find weights, fetching them if need be: a file to read, or tensors ready under the model's keys.
 
     Args:
@@ -32,13 +56,10 @@ def locate(
             dict (whose tensors are copied: a model never shares memory with what it was given).
         cfg: the record of the weight tag.
         cache_dir: for downloads; by default the hub's cache and torch hub's.
-        checkpoint_path: a file or folder that takes precedence over everything else.
 
     Raises:
         WeightsError: one message for each thing that can fail, with the way out.
     """
-    if checkpoint_path:
-        return local_weights(Path(checkpoint_path))
     if isinstance(pretrained, Mapping):
         return {key: value.detach().clone() for key, value in pretrained.items()}
     if pretrained is True:
@@ -46,28 +67,38 @@ def locate(
     if pretrained is False:
         raise WeightsError("pretrained=False asks for no weights")
     if isinstance(pretrained, Path):
-        return local_weights(pretrained)
+        return _local(pretrained)
     for prefix in HUB_PREFIXES:
         if pretrained.startswith(prefix):
             repo, revision = split_hub_name(pretrained.removeprefix(prefix))
             return hub_file(repo, HUB_WEIGHTS, revision=revision, cache_dir=cache_dir)
-    if pretrained.startswith(("http://", "https://")):
+    if pretrained.lower().startswith(URL_PREFIXES):
         return download_url(pretrained, cache_dir=cache_dir)
-    return local_weights(Path(pretrained.removeprefix(LOCAL_PREFIX)))
+    return _local(Path(pretrained.removeprefix(LOCAL_PREFIX)))
 
 
 def _published(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | dict[str, Tensor]:
     if cfg.file:
-        return local_weights(Path(cfg.file))
-    if found := find_packaged(cfg.name):
+        return _local(Path(cfg.file))
+    known = _is_catalogued(cfg)
+    if known and (found := find_packaged(cfg.name)):
         return read_packaged(cfg.name, found)
     if cfg.hf_hub_id:
         repo, revision = split_hub_name(cfg.hf_hub_id)
         names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_WEIGHTS
         return hub_file(repo, names, revision=revision, cache_dir=cache_dir)
     if cfg.url:
-        return download_url(cfg.url, cache_dir=cache_dir)
+        return download_url(cfg.url, cache_dir=cache_dir, published=known)
     raise WeightsError(f"no weights are published for {cfg.name or 'this model'}.{_others(cfg)}")
+
+
+def _is_catalogued(cfg: PretrainedCfg) -> bool:
+    """Whether the record names the sources that the catalogue has for its tag, and not a user's own."""
+    try:
+        known = pretrained_cfg(cfg.name)
+    except UnknownModelError:
+        return False
+    return (known.hf_hub_id, known.hf_hub_filename, known.url) == (cfg.hf_hub_id, cfg.hf_hub_filename, cfg.url)
 
 
 def _others(cfg: PretrainedCfg) -> str:
@@ -81,7 +112,7 @@ def _others(cfg: PretrainedCfg) -> str:
     return " Give a file, folder, hub repository or URL as `pretrained`, or pretrained=False for random values"
 
 
-def local_weights(path: Path) -> Path:
+def _local(path: Path) -> Path:
     """The weights file that a path is, or that the folder there holds; raises `WeightsError` where there is none."""
     path = path.expanduser()
     if path.is_file():
