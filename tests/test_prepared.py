@@ -60,5 +60,7 @@ def test_a_prepared_model_goes_when_nobody_holds_it():
         last = weakref.ref(ready)
         del ready
         assert last() is None, "a circle keeps its memory until the next collection"
+        with pytest.raises(OpsinError, match="leave train"):
+            prepare_for_inference(opsin.create_model("test_resnet")).train()
     finally:
         gc.enable()

@@ -133,7 +133,9 @@ class StayInEval:
 
     def __call__(self, mode: bool = True) -> Any:
         model = self.model()
-        return None if model is None else type(model).train(model, False)
+        if model is None:  # called on one without a name
+            raise OpsinError("a model prepared for inference stays in evaluation mode: leave train() out")
+        return type(model).train(model, False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StayInEval, (self.model(),)
