@@ -71,12 +71,7 @@ def save(
         The directory. Raises WeightsError when a label list does not match the classes, and for a model that could not
         be built and loaded again; OpsinError for a module of another kind.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    if not isinstance(model, Model) or not model.architecture:
-        raise OpsinError(
-            f"opsin.save writes a whole model that create_model made, not {type(model).__name__}: its config.json is "
-            "what builds it again. Of another module keep the state_dict(), with safetensors.torch.save_file"
-        )
+    model = _whole_model(model)
     directory = Path(directory)
     if task is not None:
         check_choice(task, TASKS, what="task")
@@ -189,6 +184,16 @@ def _check_pair(config: dict[str, Any], path: Path, fetched: bool) -> None:
         return
     if theirs and theirs != mark:
         raise WeightsError(f"{path.parent} holds the config of one save and the weights of another; save it again")
+
+
+def _whole_model(model: Any) -> Model:
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    if isinstance(model, Model) and model.architecture:
+        return model
+    raise OpsinError(
+        f"opsin.save writes a whole model that create_model made, not {type(model).__name__}: its config.json is what "
+        "builds it again. Of another module keep the state_dict(), with safetensors.torch.save_file"
+    )
 
 
 def _independent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
