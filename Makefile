@@ -27,9 +27,10 @@ help:
 demo: .venv/demo
 	$(BIN)/opsin demo
 
-# one thread a process, and one process more than cores: some tests wait for servers and for processes of their own
+# one thread a process, and one process more than cores: some tests wait for servers and for processes of their own;
+# where a test asks for more threads, those that wait leave the core to others
 test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal
 
 check: .venv/test
 	$(BIN)/ruff format --check .

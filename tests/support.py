@@ -111,7 +111,8 @@ def narrow(config: Any) -> dict[str, Any]:
 def image_size(arch: str, *, judged: bool = False) -> tuple[int, int]:
     """A small size that the shrunk architecture takes, not square where that can be."""
     side = side_of_blocks(find_family(arch).variants[arch]) if judged else 0
-    plain = (side, side) if side else (96, 128)
+    unpadded = "inception" in find_family(arch).variants[arch].__class__.__module__  # their stems lose the border
+    plain = (side, side) if side else (96, 128) if unpadded else (64, 96)
     return shrink(arch, judged=judged).get("img_size", plain)
 
 

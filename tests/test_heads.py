@@ -267,7 +267,7 @@ def test_mixed_batches_are_learnt_from(pictures):
     train, judge = open_sets(config)
     task = Task.of(train, config)
     model = build_model(config, train, task)
-    loader, _ = build_loaders(config, WORLD, train, judge, preprocess_of(config, model, train), task)
+    loader, _ = build_loaders(config, WORLD, train, judge, *[preprocess_of(config, model, train)] * 2, task)
     images, targets = next(iter(loader))
     assert targets.shape == (8, 6)
     shares = targets[:, :2]
