@@ -61,7 +61,7 @@ def make_run(path, kind="single", *, epochs=3, classes=None, metric=None, augmen
         "data": {"data": "digits", "batch_size": 48},
         "model": {"model": "nearest-mean"},
         "schedule": {"epochs": epochs},
-        "run": {"metric": metric},
+        "run": {"metric": metric, "ema": (metric or "").startswith("ema_")},
         "augment": augment or {},
     }
     config = from_dict(values)

@@ -12,6 +12,7 @@ from torch import nn
 import opsin
 from opsin.errors import OpsinError
 from opsin.loss import create_loss
+from opsin.models import _registry, _users
 from opsin.scheduler import create_scheduler
 from opsin.train.build import build_run
 from opsin.train.config import from_dict
@@ -267,7 +268,10 @@ class TwoSteps(torch.optim.SGD):
     is_second_order = True
 
 
-def test_parts_are_replaced_by_setting_them(photos, tmp_path):
+def test_parts_are_replaced_by_setting_them(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(_users, "USERS", {})
+    monkeypatch.setattr(_registry, "USERS", _users.USERS)
+
     @opsin.register_model
     def test_resnet_of_mine(pretrained=False, **options):
         model = opsin.create_model("test_resnet", **options)
