@@ -35,5 +35,6 @@ class Stop:
     def now(self) -> None:
         """Leave, with the code that says which signal it was."""
         number = self.signal or signal.SIGTERM
-        print(f"opsin: stopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
+        name = signal.Signals(number).name
+        print(f"opsin: stopped by {name}; the same command, without --overwrite, goes on from here", file=sys.stderr)
         sys.exit(128 + number)
