@@ -1,6 +1,7 @@
 """A directory that holds a run: going on, beginning anew, and what is refused."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -27,9 +28,9 @@ def train(photos, out, *more):
 
 @pytest.fixture
 def stopped(photos, monkeypatch, capsys):
-    """`stopped(out, *more)`: a run that gets SIGTERM in its second epoch; returns what it said."""
+    """`stopped(out, *more, data=photos)`: a run that gets SIGTERM in its second epoch; returns what it said."""
 
-    def stopped(out, *more):
+    def stopped(out, *more, data=photos):
         def after_update(run, loss, after=Run.after_update):
             if run.update == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -38,7 +39,7 @@ def stopped(photos, monkeypatch, capsys):
         with monkeypatch.context() as patch:
             patch.setattr(Run, "after_update", after_update)
             with pytest.raises(SystemExit) as left:
-                train(photos, out, *more)
+                train(data, out, *more)
         assert left.value.code == 128 + signal.SIGTERM
         return capsys.readouterr().err
 
@@ -106,3 +107,39 @@ def test_a_run_that_is_overwritten_leaves_no_model(photos, tmp_path, stopped):
     stopped(tmp_path, "--overwrite", "--batch-size", "4")
     assert not (tmp_path / "best").exists()
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 0
+
+
+# --- going on -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda root: (root / "dark").rename(root / "night"), "classes that are gone: dark; new classes: night"),
+        (lambda root: shutil.copytree(root / "dark", root / "dim"), "new classes: dim; 22 pictures for training were"),
+        (lambda root: [(root / "dark" / f"{i}.png").unlink() for i in range(6)], "22 pictures for training were there"),
+    ],
+)
+def test_other_data_is_refused(photos, tmp_path, stopped, capsys, change, said):
+    data = shutil.copytree(photos, tmp_path / "photos")
+    stopped(tmp_path / "run", data=data)
+    state = (tmp_path / "run" / "last.pt").read_bytes()
+    change(data)
+    assert train(data, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "give another --output, or --overwrite to begin anew" in error
+    assert (tmp_path / "run" / "last.pt").read_bytes() == state
+    assert train(data, tmp_path / "run", "--overwrite") == 0
+
+
+def test_other_classes_of_heads_are_refused(photos, tmp_path, capsys):
+    def table(names):
+        rows = [f"{p},{names[p.parent.name]},{i % 3}.5" for i, p in enumerate(sorted(photos.glob("*/*.png")))]
+        (tmp_path / "list.csv").write_text("\n".join(["path,light,size", *rows]))
+        return train(tmp_path / "list.csv", tmp_path / "run", "--target", "light", "size", "--epochs", "1")
+
+    assert table({"dark": "a", "light": "b"}) == 0
+    assert table({"dark": "b", "light": "a"}) == 0  # the same classes
+    assert table({"dark": "c", "light": "b"}) == 2
+    assert "light classes that are gone: a; new light classes: c" in capsys.readouterr().err

@@ -20,6 +20,10 @@ def save_artefact(run: Any, model: Any) -> None:
         state = full_state(model)
     if not run.world.first:
         return
+    if run.config.model.split_bn:
+        from opsin.train.split_bn import main_state
+
+        state = main_state(model, model.state_dict() if state is None else state)
     fit = run.eval_loader.preprocess
     record = model.pretrained_cfg
     old = dict(record)

@@ -5,6 +5,7 @@ evaluation uses; each of the others through a copy.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from opsin.errors import OpsinError
 
-__all__ = ["SplitBatchNorm", "split_batch_norm"]
+__all__ = ["SplitBatchNorm", "main_state", "split_batch_norm"]
 
 
 class SplitBatchNorm(nn.Module):
@@ -43,3 +44,16 @@ def split_batch_norm(model: Any, num_splits: int) -> Any:
         else:
             split_batch_norm(child, num_splits)
     return model
+
+
+def main_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a model as it was before it was split: the main norms under the names that they had."""
+    prefixes = [f"{name}." for name, module in model.named_modules() if isinstance(module, SplitBatchNorm)]
+    found = {}
+    for key, value in state.items():
+        prefix = next((one for one in prefixes if key.startswith(one)), None)
+        if prefix is None:
+            found[key] = value
+        elif key.startswith(f"{prefix}main."):
+            found[prefix + key.removeprefix(f"{prefix}main.")] = value
+    return found
