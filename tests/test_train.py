@@ -335,6 +335,11 @@ def test_splits_of_augmentation(photos, tmp_path):
     best, run = train(config)
     assert any("aux" in key for key in run.model.state_dict())
     assert 0 <= best["top1"] <= 1
+    saved = opsin.load(tmp_path / "best")  # without the splits: a model like any other
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(saved.model.eval()(images), run.model.eval()(images))
+    assert saved.predict(photos / "light" / "3.png").labels
 
 
 def test_balance_and_repeats(photos, tmp_path):

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from opsin.errors import OpsinError, UnknownModelError, check_place, did_you_mean
 from opsin.models._index import MODELS
 from opsin.models._registry import list_models, resolve_name
@@ -119,18 +121,19 @@ def put_row(path: Path | None, row: Row, key: Sequence[str]) -> None:
     """Add a row in place of the one with the same key, if there is one; the file changes whole or not at all."""
     if path is None:
         return
-    rows = read_rows(path, key)
-    same = [i for i, old in enumerate(rows) if all(old.get(k) == row[k] for k in key)]
-    if same:
-        rows[same[0]] = dict(row)
-    else:
-        rows.append(dict(row))
     part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(_text(rows, path.suffix.lower()), encoding="utf-8", newline="")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # two processes may fill one file
+        rows = read_rows(path, key)
+        same = [i for i, old in enumerate(rows) if all(old.get(k) == row[k] for k in key)]
+        if same:
+            rows[same[0]] = dict(row)
+        else:
+            rows.append(dict(row))
+        try:
+            part.write_text(_text(rows, path.suffix.lower()), encoding="utf-8", newline="")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _text(rows: list[dict[str, Any]], suffix: str) -> str:

@@ -53,7 +53,8 @@ def validate(
 
     The classes of the data are found among a model's labels by name or WordNet id, so that folders of ImageNet-A, -R or
     -V2 need no further word; the model decides among the classes that the data has. With --output, models that the file
-    has scores of are not asked again, so that an interrupted run goes on. Exit code 1 when a model failed.
+    has scores of are not asked again, unless their weights on this machine have changed, so that an interrupted run
+    goes on. Exit code 1 when a model failed.
 
     Args:
         where: a folder, a list (CSV, JSONL, Parquet), a tar, shards (wds:…), a hub dataset (hf:…), torch:… or digits.
@@ -98,9 +99,12 @@ def validate(
     rows = []
     for name in names:
         question = {"model": name, "checkpoint": checkpoint or "", "data": where, "settings": _settings(asked)}
+        weights = _weights(checkpoint or name)
         row = None if again else find_row(output, question, KEY)
-        if row is None or row.get("error"):
-            row = question | _scores(name, reader, checkpoint, building, sizing, judging | running)
+        if row is None or row.get("error") or row.get("weights", "") != weights:
+            row = (
+                question | {"weights": weights} | _scores(name, reader, checkpoint, building, sizing, judging | running)
+            )
             put_row(output, row, KEY)
         rows.append(row)
     rows.sort(key=_rank)
@@ -121,6 +125,20 @@ def _settings(asked: dict[str, Any]) -> str:
         elif value not in (None, False, ()):
             words.append(f"{name}={'+'.join(sorted(value)) if isinstance(value, tuple) else value}")
     return " ".join(words)
+
+
+def _weights(place: str) -> str:
+    """What tells weights on this machine from those that may lie in their place later; of published ones nothing."""
+    from opsin.weights.artefact import WEIGHTS
+    from opsin.weights.sources import LOCAL_PREFIX
+
+    path = Path(place.removeprefix(LOCAL_PREFIX)).expanduser()
+    if path.is_dir():
+        path = path / WEIGHTS
+    if not path.is_file():
+        return ""
+    facts = path.stat()
+    return f"{facts.st_size} bytes of {facts.st_mtime_ns}"
 
 
 def _rank(row: dict[str, Any]) -> float:

@@ -10,7 +10,10 @@ Pictures that cannot be read are left out of their batch, counted, and logged by
 import logging
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -83,6 +86,13 @@ def collate_targets(targets: list[Any], num_classes: int, task: str) -> Tensor |
     for row, labels in zip(hot, targets, strict=True):
         row[list(labels)] = 1
     return hot
+
+
+def _stay(ending: Tensor, worker: int) -> None:
+    """In a worker: a scheduler or a terminal signals all processes of a job, but the parent decides what follows: a
+    worker ends when it says so (`ending` is its word before it kills), or within seconds when it is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if ending else None)
 
 
 class _Indexed(TorchDataset):
@@ -180,6 +190,11 @@ class Loader:
         how["pin_memory"] = device.type == "cuda"
         if num_workers:
             how |= {"prefetch_factor": prefetch_factor, "persistent_workers": True}
+            ending = torch.zeros(1, dtype=torch.bool).share_memory_()
+            Finalize(
+                self, ending.fill_, (True,), exitpriority=1
+            )  # before multiprocessing kills what is left, and waits
+            how["worker_init_fn"] = partial(_stay, ending)
         if isinstance(dataset, ImageDataset):
             if order is None:
                 order = Shuffled(len(dataset), seed) if shuffle else Sequential(len(dataset))

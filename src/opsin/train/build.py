@@ -91,8 +91,9 @@ def build_run(config: TrainConfig, world: World, *, callbacks: Sequence[Callback
         **{"lower_is_better": task.lower_is_better, **s.sched_args},
     )  # fmt: skip
     forward = wrap(config, world, learner)
+    directory = open_directory(config, world)
     return Run(
-        config, world=world, directory=open_directory(config, world), task=task, model=model, forward=forward,
+        begun(config), world=world, directory=directory, task=task, model=model, forward=forward,
         optimizer=optimizer, scheduler=scheduler, train_loader=train_loader, eval_loader=eval_loader, ema=ema,
         clip=make_clip(config.optim.clip_grad, config.optim.clip_mode), amp_dtype=amp_dtype(config, world),
         distill=distill, callbacks=[*callbacks, *trackers],
@@ -313,18 +314,23 @@ def open_directory(config: TrainConfig, world: World) -> RunDirectory:
     directory = RunDirectory(path)
 
     def take() -> None:
-        directory.open(overwrite=config.run.overwrite)
         try:
+            directory.open(overwrite=config.run.overwrite)
             if directory.begun() and directory.config.exists():
                 old, new = to_dict(load_config(directory.config)), to_dict(config)
                 _check_same(old, new, path)
-            save_config(config, directory.config)
+            save_config(begun(config), directory.config)
         except BaseException:
             directory.close()
             raise
 
     world.share(take)
     return directory
+
+
+def begun(config: TrainConfig) -> TrainConfig:
+    """The configuration of a run that has begun: to overwrite what was there is done, and never to be repeated."""
+    return replace(config, run=replace(config.run, overwrite=False))
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

@@ -38,6 +38,7 @@ class RunDirectory:
             self.path / "history.csv", self.path / "log.jsonl", self.path / "report.html",
         )  # fmt: skip
         self.history_lines = self.path / "history.jsonl"
+        self.overwritten = self.path / ".overwritten"  # by which job
         self._lock = FileLock(self.path / ".lock")
 
     def open(self, *, overwrite: bool = False) -> None:
@@ -51,11 +52,47 @@ class RunDirectory:
         for place, pattern in ((self.path, ".best.*.tmp"), (self.best, ".best.*.tmp"), (self.path, ".last-*.old")):
             for torn in place.glob(pattern):  # a killed run leaves these
                 shutil.rmtree(torn)
-        if overwrite:
-            for file in (self.config, self.last, self.history, self.history_lines, self.log, self.report):
-                file.unlink(missing_ok=True)
-            for folder in self.folders():
-                remove(folder)
+        if overwrite and not self._overwritten():
+            with explained(self.path):
+                self._clear()
+
+    def _clear(self) -> None:
+        """Remove all that a run writes here, and nothing else. State and settings go last: a process killed before that
+        leaves them together, for the next one to be refused or to begin anew as well."""
+        for name in ("model.safetensors", "config.json"):
+            (self.best / name).unlink(missing_ok=True)
+        for file in (self.path / "tensorboard").glob("events.out.tfevents.*"):
+            file.unlink()
+        for folder in (self.best, self.path / "tensorboard"):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if (self.path / ".id-wandb").exists():
+            shutil.rmtree(self.path / "wandb", ignore_errors=True)
+        for pattern in ("failed-update-*-rank-*.pt", ".id-*"):
+            for file in self.path.glob(pattern):
+                file.unlink()
+        shutil.rmtree(self.path / ".last.part", ignore_errors=True)
+        files = (self.report, self.history, self.history_lines, self.log, self.last)
+        for file in (*(self._part(file) for file in (*files, self.config)), *files):
+            file.unlink(missing_ok=True)
+        for folder in self.folders():
+            remove(folder)
+        self.config.unlink(missing_ok=True)
+        job, _ = _job()
+        if job:
+            self.overwritten.write_text(job, encoding="utf-8")
+        else:
+            self.overwritten.unlink(missing_ok=True)
+
+    @staticmethod
+    def _part(path: Path) -> Path:
+        """Where a file is written until it is whole."""
+        return path.with_name(f".{path.name}.part")
+
+    def _overwritten(self) -> bool:
+        """Whether this job has begun anew here already, before its scheduler or torchrun started it again."""
+        job, again = _job()
+        return again and self.overwritten.exists() and self.overwritten.read_text(encoding="utf-8") == job
 
     def folders(self) -> list[Path]:
         """States of a run with shards, the newest last; see `opsin.train.sharded`."""
@@ -70,7 +107,7 @@ class RunDirectory:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace `last.pt`. The bytes are on the disk before the old state goes."""
-        part = self.last.with_name(".last.pt.part")
+        part = self._part(self.last)
         with explained(self.last, part):
             with part.open("wb") as file:
                 torch.save(dict(state), file)
@@ -103,7 +140,7 @@ class RunDirectory:
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """All epochs so far, columns in the order in which they first came."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        part = self.history.with_name(".history.csv.part")
+        part = self._part(self.history)
         with explained(self.history, part):
             with part.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -129,10 +166,17 @@ class RunDirectory:
                 break
             if row["update"] < update:
                 kept.append(line)
-        part = self.log.with_name(".log.jsonl.part")
+        part = self._part(self.log)
         with explained(self.log, part):
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             part.replace(self.log)
+
+
+def _job() -> tuple[str, bool]:
+    """The job that started this process, and whether it was started before: by its scheduler, else by torchrun."""
+    kinds = (("SLURM_JOB_ID", "SLURM_RESTART_COUNT"), ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
+    job = next((f"{name}={os.environ[name]}" for name, _ in kinds if name in os.environ), "")
+    return job, any(os.environ.get(count, "0") != "0" for _, count in kinds)
 
 
 def remove(folder: Path) -> None:

@@ -31,6 +31,8 @@ from opsin.train.task import Task
 
 __all__ = ["Callback", "Run", "fit"]
 
+POLL_SECONDS = 2.0  # between two times that ranks ask each other whether one was told to stop
+
 
 class Callback:
     """Something that is told how a run goes. Override what you need; `run` may be read and changed.
@@ -134,6 +136,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best: tuple[int, float] | None = None  # epoch and score
         self.saved_at = time.perf_counter()
+        self.polled, self.poll_at = (0, 0.0), 0  # update and time of the last poll; update of the next
         self.stop = Stop()
 
     @property
@@ -168,6 +171,7 @@ class Run:
 
     def begin_epoch(self) -> None:
         self.clock = time.perf_counter()
+        self.polled, self.poll_at = (self.update, self.clock), self.update + 1
         self.forward.train()
         self.thaw()
         off = self.config.augment.mixup_off_epoch
@@ -251,12 +255,24 @@ class Run:
         if self.update % every == 0:
             self.log()
         self.tell("on_update", loss)
-        if self.world.size > 1 and self.update % every:
-            return  # ranks agree on what follows only now and then: it takes a message
-        wanted, due = self.stop.wanted, time.perf_counter() - self.saved_at >= self.config.run.save_every
-        if self.world.any(wanted or (due and self.world.first)):
+        if self.world.size == 1 or self.update >= self.poll_at:
+            self.poll()
+
+    def poll(self) -> None:
+        """Save when it is time to, and leave where a rank was told to. That takes messages, so ranks agree after how
+        many updates they do so again: as many as the slowest makes in a few seconds."""
+        now, every = time.perf_counter(), self.config.run.save_every
+        rate = (self.update - self.polled[0]) / max(now - self.polled[1], 1e-9)
+        self.polled = self.update, now
+        self.poll_at = self.update + max(self.world.least(int(rate * min(POLL_SECONDS, every))), 1)
+        if self.world.any(self.world.first and now - self.saved_at >= every):
             save(self)
-        if self.world.any(wanted):
+        self.leave_if_told()
+
+    def leave_if_told(self) -> None:
+        """Save and leave where any rank got a signal."""
+        if self.world.any(self.stop.wanted):
+            save(self)
             self.stop.now()
 
     def log(self) -> None:
@@ -271,6 +287,7 @@ class Run:
 
     def judge(self) -> dict[str, Any]:
         """Scores on the validation set, of the average too."""
+        self.leave_if_told()
         self.seconds += time.perf_counter() - self.clock
         if self.update % self.config.run.log_every:
             self.log()
@@ -282,6 +299,7 @@ class Run:
         for skipped in self.world.gather({**self.train_loader.skipped, **self.eval_loader.skipped}):
             self.skipped |= skipped
         self.clock = time.perf_counter()
+        self.leave_if_told()
         return row | {"seconds": round(self.seconds, 2)}
 
     def score(self, model: nn.Module, prefix: str = "") -> dict[str, float]:
@@ -303,6 +321,8 @@ class Run:
         model.eval()
         metrics, loss, count = self.task.metrics(), 0.0, 0
         for batch in self.eval_loader:
+            if self.stop.wanted:  # leave before a scheduler kills: what is judged counts for nothing then
+                break
             targets = self.task.prepare(batch.targets)
             with torch.autocast(self.world.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
                 outputs = model(batch.images).float()
@@ -310,6 +330,8 @@ class Run:
             count += len(targets)
             metrics.update(self.task.in_units(outputs), self.task.in_units(targets))
             self.tell("on_eval_batch", batch, outputs)
+        if self.world.any(self.stop.wanted):
+            return {}
         self.eval_loader.epoch = 0  # each evaluation is the same
         totals = self.world.sum(torch.tensor([loss, count], dtype=torch.float64)).tolist()
         if not totals[1]:

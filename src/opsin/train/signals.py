@@ -3,24 +3,33 @@
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
 __all__ = ["Stop"]
 
 
 class Stop:
-    """Notes the first signal, so that the run can save and leave after the update at hand; a second one kills."""
+    """Notes the first signal, so that the run can save and leave after the update at hand.
+
+    One request may come several times, to the whole job and through the launcher: only a second Ctrl-C kills, and only
+    one that a person gives. Schedulers have SIGKILL for that.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.at = 0.0  # when the first one came
         self._before: dict[int, object] = {}
         if threading.current_thread() is threading.main_thread():  # only there can signals be caught
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self.release()
+        if self.signal is None:
+            self.signal, self.at = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.at > 1.0:
+            self.release()
+            signal.raise_signal(number)
 
     def release(self) -> None:
         """Put back what handled the signals before."""
@@ -35,5 +44,6 @@ class Stop:
     def now(self) -> None:
         """Leave, with the code that says which signal it was."""
         number = self.signal or signal.SIGTERM
-        print(f"opsin: stopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
+        name = signal.Signals(number).name
+        print(f"opsin: stopped by {name}; the same command, without --overwrite, goes on from here", file=sys.stderr)
         sys.exit(128 + number)

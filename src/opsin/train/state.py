@@ -22,6 +22,7 @@ def save(run: Any) -> None:
     ranks = run.world.gather(own | {"loss": [run.loss_sum, run.loss_count, run.loss_last]})
     state = {
         "world_size": run.world.size,
+        "data": _data(run),
         "epoch": run.epoch,
         "update": run.update,
         "seconds": run.seconds + time.perf_counter() - run.clock,
@@ -50,6 +51,40 @@ def _own_buffers(run: Any) -> list[Tensor]:
     return [buffer for model in models for buffer in model.buffers()]
 
 
+def _data(run: Any) -> dict[str, Any]:
+    """What must not change under a run: the meanings of its outputs, and how many pictures there are (None of a stream
+    that does not know)."""
+    heads = [(f"{head.name} ", head.classes) for head in run.task.heads] or [("", run.task.classes)]
+    counts = {}
+    for name, loader in (("training", run.train_loader), ("validation", run.eval_loader)):
+        counts[name] = getattr(loader.dataset.reader, "length", None) if loader.plan is None else len(loader.dataset)
+    return {"classes": {name: list(classes or ()) for name, classes in heads}, "pictures": counts}
+
+
+def _check_data(run: Any, old: dict[str, Any]) -> None:
+    """Raise `OpsinError` that says what has changed in the data since the run began."""
+    new, changed = _data(run), []
+    for head in old["classes"].keys() | new["classes"].keys():
+        before, after = old["classes"].get(head, []), new["classes"].get(head, [])
+        gone, more = ([one for one in a if one not in set(b)] for a, b in ((before, after), (after, before)))
+        changed += [f"{head}classes that are gone: {_some(gone)}"] if gone else []
+        changed += [f"new {head}classes: {_some(more)}"] if more else []
+        if before != after and not (gone or more):
+            changed.append(f"the {head}classes have another order")
+    for split, count in old["pictures"].items():
+        if count != new["pictures"][split]:
+            changed.append(f"{count} pictures for {split} were there, now {new['pictures'][split]}")
+    if changed:
+        raise OpsinError(
+            f"the data is not what the run in {run.directory.path} began with ({'; '.join(changed)}). Bring it back as "
+            "it was, give another --output, or --overwrite to begin anew"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
 def resume(run: Any) -> None:
     """Go on where the last checkpoint stands, if there is one."""
     if run.config.run.fsdp:
@@ -67,6 +102,7 @@ def resume(run: Any) -> None:
             f"the run in {run.directory.path} was made by {state['world_size']} processes and goes on with as "
             f"many, not {run.world.size}"
         )
+    _check_data(run, state["data"])
     if run.config.run.fsdp:
         sharded.restore(run, state)
     else:
