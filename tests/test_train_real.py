@@ -48,8 +48,8 @@ def crops(tmp_path_factory):
 def test_published_weights_beat_random_ones(crops, tmp_path):
     common = ["train", str(crops), "--recipe", "finetune", "--model", "tf_efficientnet_lite0", "--img-size", "96",
               "--batch-size", "16", "--epochs", "6", "--workers", "0", "--lr", "2e-3"]  # fmt: skip
-    assert main([*common, "--pretrained", "--output", str(tmp_path / "fine")]) == 0
-    assert main([*common, "--output", str(tmp_path / "scratch")]) == 0
+    assert main([*common, "--output", str(tmp_path / "fine")]) == 0
+    assert main([*common, "--no-pretrained", "--output", str(tmp_path / "scratch")]) == 0
     fine, scratch = best(tmp_path / "fine"), best(tmp_path / "scratch")
     assert fine >= 0.7  # the right parts of some photos show other things than the left
     assert fine > scratch + 0.3
