@@ -194,14 +194,14 @@ def _build(
     """The model with its weights, how it sees pictures, and what its outputs say."""
     from opsin.data.preprocess import Preprocess, resolve_data_config
     from opsin.factory import create_model
-    from opsin.inference.predictor import architecture_of, is_saved, meaning, model_name
+    from opsin.inference.predictor import architecture_of, is_saved, meaning, model_name, saved_at
     from opsin.models._index import MODELS
     from opsin.models._registry import find_family, get_pretrained_cfg
     from opsin.weights.artefact import read_config
 
     source = model_name(name)
     architecture = architecture_of(source)
-    if checkpoint is not None and is_saved(saved := model_name(checkpoint)):  # it says how it was made itself
+    if checkpoint is not None and (saved := saved_at(checkpoint)):  # it says how it was made itself
         if architecture_of(saved) != architecture:
             raise OpsinError(f"{checkpoint} holds a {architecture_of(saved)}, not a {architecture}")
         source, checkpoint = saved, None

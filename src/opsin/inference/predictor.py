@@ -303,11 +303,9 @@ def model_name(source: str | os.PathLike[str]) -> str:
     name = os.fspath(source)
     if is_saved(name):
         return name
+    if saved := saved_at(name):
+        return saved
     path = os.path.expanduser(name)
-    if os.path.basename(path) == "model.safetensors" and os.path.isfile(path):
-        path = os.path.dirname(os.path.abspath(path))  # the weights of a saved model stand for all of it
-    if os.path.isfile(os.path.join(path, "config.json")):  # a folder that merely bears a model's name does not count
-        return f"{LOCAL_PREFIX}{path}"
     parent, base = os.path.split(path.rstrip(os.sep))
     if not isinstance(source, str) or name.startswith((".", "~", os.sep)) or (parent and os.path.isdir(parent)):
         if os.path.exists(path):
@@ -316,6 +314,15 @@ def model_name(source: str | os.PathLike[str]) -> str:
         hub = f" If you mean the hub's, write hf-hub:{name}." if name.count("/") == 1 and name[0] not in "./~" else ""
         raise WeightsError(f"{describe(path)}: there is no such folder.{did_you_mean(base, nearby)}{hub}")
     return f"hf-hub:{name}" if name.count("/") == 1 else name
+
+
+def saved_at(place: str) -> str | None:
+    """The saved model in a folder, or around its `model.safetensors`, as `create_model` names it, or None."""
+    path = os.path.expanduser(place.removeprefix(LOCAL_PREFIX))
+    if os.path.basename(path) == "model.safetensors" and os.path.isfile(path):
+        path = os.path.dirname(os.path.abspath(path))
+    # a folder that merely bears a model's name does not count
+    return f"{LOCAL_PREFIX}{path}" if os.path.isfile(os.path.join(path, "config.json")) else None
 
 
 def architecture_of(source: str) -> str:

@@ -111,6 +111,7 @@ class Eva(vit.VisionTransformer, config=Config):
         self.norm = norm(c.embed_dim) if closing else nn.Identity()
         self.attn_pool: nn.Module | None = None
         self.fc_norm = norm(c.embed_dim) if behind else nn.Identity()
+        self.head_drop = nn.Dropout(c.drop_rate)
         self.build_head(c)
         embed, *rest = self.declare_chain(like)
         owners = embed.owners + (("rope",) if isinstance(self.rope, nn.Module) else ())
