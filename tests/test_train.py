@@ -135,7 +135,7 @@ def test_a_recipe_without_its_average_goes_by_the_model(photos, tmp_path, capsys
     args += ["--color-jitter", "None", "--workers", "0", "--no-ema", "--output", str(tmp_path / "run")]
     assert main(args) == 0
     said = capsys.readouterr().err
-    assert "the recipe's metric ema_top1 is of an average, which is not kept: top1 decides" in said
+    assert "the recipe's metric ema_top1 becomes top1: there is no average of the weights" in said
     assert "sync_bn has no other rank" in said
     assert main(args) == 0  # there already
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"]["metric"] == "top1"

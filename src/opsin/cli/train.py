@@ -1,7 +1,6 @@
 """`opsin train`: from a folder of pictures to a checkpoint that predicts right."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,6 @@ def train(args: Sequence[str]) -> int:
     interrupted run goes on where it stood. `torchrun --nproc-per-node=N -m opsin train …` trains on several devices.
     """
     config, dry = parse(args)
-    notice = _settle_metric(config, args)
     from opsin.train.build import build_run
     from opsin.train.distributed import connect
     from opsin.train.loop import fit
@@ -30,8 +28,6 @@ def train(args: Sequence[str]) -> int:
     from opsin.train.report import Report
 
     with connect(config.run.device) as world:
-        if notice and world.first:
-            print(f"opsin: {notice}", file=sys.stderr)
         if dry:
             from opsin.train.dry import dry_run
 
@@ -90,17 +86,6 @@ def _names_saved(words: Sequence[str]) -> bool:
     from opsin.train.check import source_of
 
     return is_saved(source_of(name))
-
-
-def _settle_metric(config: TrainConfig, args: Sequence[str]) -> str:
-    """Let the model itself decide where a recipe would have its average do so, which nobody keeps; what there is to
-    say of it. A metric that a person named stays."""
-    named = any(word.split("=")[0] in ("--metric", "--config") for word in args)
-    metric = config.run.metric or ""
-    if named or config.run.ema or not metric.startswith("ema_"):
-        return ""
-    config.run.metric = metric.removeprefix("ema_")
-    return f"the recipe's metric {metric} is of an average, which is not kept: {config.run.metric} decides"
 
 
 def _take(args: list[str], name: str) -> str | None:

@@ -81,11 +81,6 @@ class Task:
             task.metric = config.run.metric
         if task.metric.removeprefix("ema_") not in (*names, "loss"):
             raise OpsinError(f"no metric {task.metric!r} for {kind} targets; there are: loss, {', '.join(names)}")
-        if task.metric.startswith("ema_") and not config.run.ema:
-            raise OpsinError(
-                f"the metric {task.metric} is of the average of the weights: keep one with --ema, or take --metric "
-                f"{task.metric.removeprefix('ema_')}"
-            )
         return task
 
     @classmethod

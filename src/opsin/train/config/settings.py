@@ -325,7 +325,11 @@ class TrainConfig:
         if self.schedule.warmup_epochs >= self.schedule.epochs:
             wrong.append(f"warmup_epochs {self.schedule.warmup_epochs} leaves nothing of {self.schedule.epochs} epochs")
         if str(self.run.metric).startswith("ema_") and not self.run.ema:
-            wrong.append(f"metric {self.run.metric} is a score of the average of the weights, which ema keeps")
+            plain = str(self.run.metric).removeprefix("ema_")
+            wrong.append(
+                f"metric {self.run.metric} is a score of the average of the weights: keep one with --ema, or take "
+                f"--metric {plain}"
+            )
         if self.model.split_bn and a.aug_splits < 2:
             wrong.append("split_bn needs aug_splits of at least 2")
         if a.aug_splits and (a.mixup or a.cutmix):
