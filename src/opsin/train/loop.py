@@ -23,7 +23,7 @@ from opsin.train.distributed import World, local
 from opsin.train.ema import Ema
 from opsin.train.freeze import freeze, frozen_stages
 from opsin.train.second_order import curvature
-from opsin.train.signals import Stop
+from opsin.train.signals import Stop, explain_deaths
 from opsin.train.state import resume, save
 from opsin.train.task import Task
 
@@ -53,6 +53,7 @@ class Callback:
     def on_end(self, run: "Run") -> None: ...
 
 
+@explain_deaths
 def fit(run: "Run") -> dict[str, Any]:
     """Train until the last epoch, or until nothing gets better; returns the best epoch's scores.
 
@@ -234,12 +235,16 @@ class Run:
 
     def fail(self, what: str, batches: list[Batch]) -> NoReturn:
         """Keep what led to a number that is none, and stop."""
-        path = self.directory.path / f"failed-update-{self.update}-rank-{self.world.rank}.pt"
-        content = {name: [getattr(batch, name) for batch in batches] for name in ("images", "targets", "indices")}
-        torch.save({**content, "model": local(self.model.state_dict()), "update": self.update}, path)
+        content: dict[str, Any] = {"model": local(self.model.state_dict()), "update": self.update}
+        content |= {name: [getattr(batch, name) for batch in batches] for name in ("images", "targets", "indices")}
+        name = f"failed-update-{self.update}-rank-{self.world.rank}.pt"
+        try:
+            kept = f"The pictures and the weights before it are in {self.directory.save(content, name)}"
+        except OpsinError as error:
+            kept = str(error)
         raise OpsinError(
-            f"{what} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). The pictures and the weights "
-            f"before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
+            f"{what} in update {self.update} (epoch {self.epoch}, lr {self.lr:.2e}). {kept}. A lower lr, a longer "
+            "warm-up or --clip-grad usually helps"
         )
 
     def after_update(self, loss: float) -> None:
@@ -265,6 +270,7 @@ class Run:
         """Save and leave where any rank got a signal."""
         if self.world.any(self.stop.wanted):
             save(self)
+            self.world.wait()  # all leave together, see `connect`
             self.stop.now()
 
     # --- evaluation -------------------------------------------------------------------------------------------------
@@ -337,8 +343,7 @@ class Run:
         self.loss_sum = self.loss_count = 0.0
         if better:
             self.save_best()
-        if self.world.first:
-            self.directory.write_history(self.history)
+        self.world.share(lambda: self.directory.write_history(self.history))
         save(self)
         self.tell("on_epoch", row)
 

@@ -11,12 +11,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import opsin
 from opsin.catalog import PretrainedCfg, labels_for
-from opsin.errors import UnknownModelError, WeightsError, check_choice
+from opsin.errors import UnknownModelError, WeightsError, check_choice, explained
 from opsin.models._registry import find_family
 from opsin.weights.fetch import hub_file, split_hub_name, sync
 from opsin.weights.read import read_metadata
@@ -59,7 +60,8 @@ def save(
         state: weights to write in place of the model's own, such as those gathered from the parts of several processes.
 
     Returns:
-        The directory. Raises WeightsError when a label list does not match the classes.
+        The directory. Raises WeightsError when a label list does not match the classes, OpsinError where it cannot be
+        written.
     """
     directory = Path(directory)
     if task is not None:
@@ -70,8 +72,11 @@ def save(
     config, mark = _config(model, label_names, label_descriptions, license, recipe), uuid.uuid4().hex
     meaning = {"task": task, "heads": [dict(head) for head in heads] or None}
     config["opsin"] |= {"mark": mark} | {key: value for key, value in meaning.items() if value is not None}
-    with _whole(directory) as place:
-        save_file(weights, place / WEIGHTS, metadata={"format": "pt", "opsin_mark": mark})
+    with explained(directory), _whole(directory) as place:
+        try:
+            save_file(weights, place / WEIGHTS, metadata={"format": "pt", "opsin_mark": mark})
+        except SafetensorError as error:  # "Error while serializing: I/O error: No space left on device (os error 28)"
+            raise OSError(str(error).rpartition("error: ")[2].partition(" (os")[0]) from error
         (place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for name in (WEIGHTS, CONFIG):
             (place / name).chmod(0o644)
