@@ -143,3 +143,18 @@ def test_other_classes_of_heads_are_refused(photos, tmp_path, capsys):
     assert table({"dark": "b", "light": "a"}) == 0  # the same classes
     assert table({"dark": "c", "light": "b"}) == 2
     assert "light classes that are gone: a; new light classes: c" in capsys.readouterr().err
+
+
+def test_a_run_that_has_ended(photos, tmp_path, capsys):
+    out, line = tmp_path / "run", ["train", "--config", str(tmp_path / "run" / "config.yaml")]
+    assert train(photos, out, "--epochs", "1") == 0
+    assert "has ended" not in capsys.readouterr().err
+    assert main(line) == 0
+    assert "this run has ended, here are its scores: another --output repeats it" in capsys.readouterr().err
+    assert main([*line, "--output", str(tmp_path / "again")]) == 0
+    states = [torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("run", "again")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert main([*line, "--epochs", "2"]) == 2
+    said = capsys.readouterr().err
+    assert f"--checkpoint {out / 'best'} with another --output trains its model further" in said
+    assert train(photos, tmp_path / "more", "--checkpoint", str(out / "best"), "--recipe", "small-from-scratch") == 0

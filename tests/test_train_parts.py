@@ -20,7 +20,7 @@ from opsin.errors import OpsinError
 from opsin.train.checkpoint import RunDirectory
 from opsin.train.clip import adaptive_clip_, make_clip
 from opsin.train.config import TrainConfig, from_dict, list_recipes, load_config, load_recipe, save_config, to_dict
-from opsin.train.distributed import connect, get_random_state, seed_everything, set_random_state
+from opsin.train.distributed import World, connect, get_random_state, seed_everything, set_random_state
 from opsin.train.ema import Ema
 from opsin.train.freeze import frozen_stages
 from opsin.train.split_bn import SplitBatchNorm, split_batch_norm
@@ -44,6 +44,15 @@ def test_a_configuration_survives_a_file(tmp_path):
     assert load_config(tmp_path / "c.yaml") == config
     assert not list(tmp_path.glob(".*"))
     assert from_dict(to_dict(config)) == config
+
+
+def test_tuples_of_python_come_back_as_the_lists_that_a_file_has(tmp_path):
+    config = from_dict({"optim": {"opt_args": {"betas": (0.9, 0.95)}}, "model": {"model_args": {"a": [{"b": (1,)}]}}})
+    save_config(config, tmp_path / "c.yaml")
+    plain = to_dict(config)
+    assert plain == to_dict(load_config(tmp_path / "c.yaml"))
+    assert plain["optim"]["opt_args"]["betas"] == [0.9, 0.95]
+    assert plain["model"]["model_args"] == {"a": [{"b": [1]}]}
 
 
 @pytest.mark.parametrize(
@@ -325,6 +334,20 @@ def test_a_process_on_its_own():
         assert world.gather("x") == ["x"]
         assert world.any(True)
         assert world.share(lambda: 3) == 3
+
+
+def test_any_error_of_the_first_process_reaches_all(monkeypatch, tmp_path):
+    sent = []
+
+    def broadcast(box, src):
+        sent.append(list(box))
+        box[:] = sent[0]
+
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    for rank, error in ((0, FileNotFoundError), (1, OpsinError)):
+        with pytest.raises(error, match="No such file"):
+            World(torch.device("cpu"), rank, 2).share((tmp_path / "nothing").read_text)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,30 @@ def tensors(value):
             yield from tensors(one)
 
 
+# --- deaths ---------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_a_data_worker_that_is_killed(begun):
+    (process,) = begun(1, "--workers", "1")
+    os.kill(int(children(process)[0].name), signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2, said
+    assert "Traceback" not in said
+    assert "opsin: a data worker died" in said
+    assert "is good: the same command, without --overwrite, goes on from the last checkpoint" in said
+
+
+def test_a_rank_that_is_killed(begun):
+    dead, left = begun(2, "--workers", "0")
+    dead.kill()
+    said = left.communicate(timeout=60)[1]
+    assert left.returncode != 0
+    assert "Traceback" not in said
+    assert "opsin: another process of this run has ended" in said
+    assert "is good: the same command, without --overwrite, goes on from the last checkpoint" in said
+
+
 def test_a_second_interrupt_kills_but_not_an_echo(monkeypatch):
     stop = Stop()
     try:

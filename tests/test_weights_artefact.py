@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import opsin
 from opsin.cli.download import _folder, download
-from opsin.errors import WeightsError
+from opsin.errors import OpsinError, WeightsError
 from opsin.weights import artefact
 from opsin.weights.artefact import read_config
 
@@ -110,13 +110,13 @@ def test_an_error_leaves_no_folder_and_no_change(folder, model, tmp_path, monkey
 
     monkeypatch.setattr(artefact, "save_file", full)
     for place in (folder, tmp_path / "new"):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OpsinError, match="No space"):
             opsin.save(model, place)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert os.listdir(tmp_path) == ["a"]
     monkeypatch.undo()
     monkeypatch.setattr(artefact.json, "dumps", full)  # after the weights are written out
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OpsinError, match="No space"):
         opsin.save(model, folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 

@@ -4,7 +4,8 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "check_known",
     "check_place",
     "did_you_mean",
+    "explained",
     "names_checked",
     "warn_user",
 ]
@@ -113,3 +115,26 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+@contextmanager
+def explained(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Turn an error of the file system into one clear message, and leave no half of a file behind."""
+    try:
+        yield
+    except OpsinError:
+        raise
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise OpsinError(f"{path} cannot be written ({_reason(error)}); what was there before is unharmed") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, which may be the cause of a cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]

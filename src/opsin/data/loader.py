@@ -27,7 +27,7 @@ from opsin.data.preprocess import Preprocess
 from opsin.data.samplers import BatchPlan, Draw, Order, Sequential, Shuffled, SizePlan
 from opsin.errors import ImageError, OpsinError
 
-__all__ = ["Batch", "Loader", "create_loader"]
+__all__ = ["Batch", "Loader", "create_loader", "dead_worker"]
 
 log = logging.getLogger("opsin.data")
 MAX_WORKERS = 8
@@ -140,6 +140,14 @@ class _Streamed(IterableDataset):
             yield Raw(batch, self.num_classes, self.dataset.task, share)
 
 
+def dead_worker(error: BaseException) -> str | None:
+    """What to say where an error tells that a worker died. Torch raises it wherever the main thread happens to be."""
+    said = (str(error).splitlines() or [""])[0]
+    if "exited unexpectedly" not in said and "is killed by signal" not in said:
+        return None
+    return f"a data worker died ({said}), most often because memory ran out: use fewer workers or smaller batches"
+
+
 class Loader:
     """Iterates over an epoch of batches; see `create_loader`.
 
@@ -246,12 +254,9 @@ class Loader:
         try:
             yield from self.batches
         except RuntimeError as error:
-            if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
+            if (death := dead_worker(error)) is None:
                 raise
-            raise OpsinError(
-                f"a data worker died ({str(error).splitlines()[0]}), most often because memory ran out: use fewer "
-                "workers or smaller batches"
-            ) from error
+            raise OpsinError(death) from error
 
     def _account(self, skips: list[Skip]) -> None:
         for skip in skips:

@@ -18,8 +18,10 @@ def save_artefact(run: Any, model: Any) -> None:
         from opsin.train.sharded import full_state
 
         state = full_state(model)
-    if not run.world.first:
-        return
+    run.world.share(lambda: _write(run, model, state))
+
+
+def _write(run: Any, model: Any, state: Any) -> None:
     if run.config.model.split_bn:
         from opsin.train.split_bn import main_state
 

@@ -334,7 +334,8 @@ def begun(config: TrainConfig) -> TrainConfig:
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """A run goes on with the settings it began with, but for where it runs and how long."""
+    """A run goes on with the settings it began with, but for where it runs and what it says on the way. Not with more
+    epochs either: its learning rate has come down over those that it knew of."""
     free = {("run", "output"), ("run", "overwrite"), ("run", "save_every"), ("run", "log_every"), ("run", "device"),
             ("run", "trackers"), ("data", "workers")}  # fmt: skip
     changed = [
@@ -344,7 +345,9 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
         if (group, key) not in free and new[group][key] != value
     ]
     if changed:
+        longer = new["schedule"]["epochs"] != old["schedule"]["epochs"]
+        more = f"; --checkpoint {path / 'best'} with another --output trains its model further" if longer else ""
         raise OpsinError(
             f"{path} holds a run with other settings ({'; '.join(changed[:6])}). Give another --output, or --overwrite "
-            "to begin anew"
+            f"to begin anew{more}"
         )

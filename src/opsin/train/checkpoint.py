@@ -16,16 +16,15 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, explained
 
-__all__ = ["RunDirectory", "explained", "remove"]
+__all__ = ["RunDirectory", "remove"]
 
 
 class RunDirectory:
@@ -45,10 +44,10 @@ class RunDirectory:
         """Make the directory and take it for this run; raises `OpsinError` where another process has it."""
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise OpsinError(f"{self.path} is in use by another run; give this one another --output") from None
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise OpsinError(f"{self.path} is in use by another run; give this one another --output") from None
         for place, pattern in ((self.path, ".best.*.tmp"), (self.best, ".best.*.tmp"), (self.path, ".last-*.old")):
             for torn in place.glob(pattern):  # a killed run leaves these
                 shutil.rmtree(torn)
@@ -105,15 +104,17 @@ class RunDirectory:
     def close(self) -> None:
         self._lock.release()
 
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Replace `last.pt`. The bytes are on the disk before the old state goes."""
-        part = self._part(self.last)
-        with explained(self.last, part):
+    def save(self, state: Mapping[str, Any], name: str = "last.pt") -> Path:
+        """Replace `last.pt`, or what else is called. The bytes are on the disk before the old ones go."""
+        path = self.path / name
+        part = self._part(path)
+        with explained(path, part):
             with part.open("wb") as file:
                 torch.save(dict(state), file)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(self.last)
+            part.replace(path)
+        return path
 
     def load(self) -> dict[str, Any] | None:
         """The state of `last.pt`, or None where there is none."""
@@ -185,15 +186,3 @@ def remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside)
-
-
-@contextmanager
-def explained(path: Path, part: Path | None = None) -> Any:
-    """Turn an error of the file system into one clear message, and leave no half of a file behind."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
-        if part is not None:
-            part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OpsinError(f"{path} cannot be written ({reason}); what was there before is unharmed") from error

@@ -78,15 +78,20 @@ class World:
     def share(self, make: Callable[[], Any]) -> Any:
         """What the first process makes, on all of them; its error too, so that none waits for ever."""
         box: list[Any] = [None, None]
+        cause = None
         if self.first:
             try:
                 box[0] = make()
-            except OpsinError as error:
-                box[1] = error
+            except Exception as error:
+                box[1], cause = (
+                    str(error) if isinstance(error, OpsinError) else f"{type(error).__name__}: {error}",
+                    error,
+                )
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
-            raise box[1]
+            self.wait()  # all leave together, see `connect`
+            raise cause or OpsinError(box[1])
         return box[0]
 
     def align(self, model: nn.Module) -> None:

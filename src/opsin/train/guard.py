@@ -32,12 +32,16 @@ def finite(run: Any, length: Tensor | None) -> bool:
 
 def fail(run: Any, what: str, batches: list[Batch]) -> NoReturn:
     """Keep what led to a number that is none, and stop."""
-    path = run.directory.path / f"failed-update-{run.update}-rank-{run.world.rank}.pt"
-    content = {name: [getattr(batch, name) for batch in batches] for name in ("images", "targets", "indices")}
-    torch.save({**content, "model": local(run.model.state_dict()), "update": run.update}, path)
+    content: dict[str, Any] = {"model": local(run.model.state_dict()), "update": run.update}
+    content |= {name: [getattr(batch, name) for batch in batches] for name in ("images", "targets", "indices")}
+    name = f"failed-update-{run.update}-rank-{run.world.rank}.pt"
+    try:
+        kept = f"The pictures and the weights before it are in {run.directory.save(content, name)}"
+    except OpsinError as error:
+        kept = str(error)
     raise OpsinError(
-        f"{what} in update {run.update} (epoch {run.epoch}, lr {run.lr:.2e}). The pictures and the weights "
-        f"before it are in {path}. A lower lr, a longer warm-up or --clip-grad usually helps"
+        f"{what} in update {run.update} (epoch {run.epoch}, lr {run.lr:.2e}). {kept}. A lower lr, a longer warm-up or "
+        "--clip-grad usually helps"
     )
 
 

@@ -25,7 +25,7 @@ from opsin.train.ema import Ema
 from opsin.train.freeze import average_gradients, freeze, frozen_stages
 from opsin.train.guard import FIRST_SCALE, LEAST_SCALE, check_end, check_loss, fail, finite
 from opsin.train.second_order import curvature
-from opsin.train.signals import Stop
+from opsin.train.signals import Stop, explain_deaths
 from opsin.train.state import resume, save
 from opsin.train.task import Task
 
@@ -60,6 +60,7 @@ class Callback:
     def on_end(self, run: "Run") -> None: ...
 
 
+@explain_deaths
 def fit(run: "Run") -> dict[str, Any]:
     """Train until the last epoch, or until nothing gets better; returns the best epoch's scores.
 
@@ -273,6 +274,7 @@ class Run:
         """Save and leave where any rank got a signal."""
         if self.world.any(self.stop.wanted):
             save(self)
+            self.world.wait()  # all leave together, see `connect`
             self.stop.now()
 
     def log(self) -> None:
@@ -361,8 +363,7 @@ class Run:
         self.loss_sum = self.loss_count = 0.0
         if better:
             self.save_best()
-        if self.world.first:
-            self.directory.write_history(self.history)
+        self.world.share(lambda: self.directory.write_history(self.history))
         save(self)
         self.tell("on_epoch", row)
 

@@ -36,7 +36,10 @@ class Terminal(Callback):
         task, c = run.task, run.config
         known = f", {task.outputs} classes" if task.classes else ""
         known += f" {', '.join(name for name, _ in task.each())}" if task.heads else ""
-        if run.update:
+        if run.epoch >= run.epochs or run.out_of_patience():
+            said = "this run has ended, here are its scores: another --output repeats it, --overwrite begins anew"
+            self.console.print(said, highlight=False, soft_wrap=True)
+        elif run.update:
             self.console.print(f"going on at epoch {run.epoch}, update {run.update}", highlight=False)
         self.console.print(
             f"{c.model.model} on {c.data.data}: {task.kind}{known}, {run.epochs} epochs of {run.updates_per_epoch} "

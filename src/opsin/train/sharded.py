@@ -27,9 +27,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, explained
 from opsin.models._chain import locate, split_blocks
-from opsin.train.checkpoint import RunDirectory, explained, remove
+from opsin.train.checkpoint import RunDirectory, remove
 from opsin.train.distributed import World
 from opsin.weights.fetch import sync
 

@@ -1,12 +1,21 @@
-"""SIGTERM and SIGINT: a scheduler, or a person, asks the run to end."""
+"""What ends a run from outside: a scheduler or a person asks it to (SIGTERM, SIGINT), or a process of it dies."""
 
+import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import wraps
 from types import FrameType
+from typing import Any
 
-__all__ = ["Stop"]
+import torch.distributed as dist
+
+from opsin.data.loader import dead_worker
+from opsin.errors import OpsinError
+
+__all__ = ["Stop", "explain_deaths"]
 
 
 class Stop:
@@ -47,3 +56,30 @@ class Stop:
         name = signal.Signals(number).name
         print(f"opsin: stopped by {name}; the same command, without --overwrite, goes on from here", file=sys.stderr)
         sys.exit(128 + number)
+
+
+def explain_deaths(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let a run that lost one of its processes say so in one message, with what is to be done."""
+
+    @wraps(fit)
+    def explained(run: Any) -> Any:
+        try:
+            return fit(run)
+        except (OpsinError, RuntimeError) as error:
+            cause = error.__cause__ if isinstance(error, OpsinError) else error
+            if cause is None or (death := dead_worker(cause) or _dead_rank(cause)) is None:
+                raise
+            then = "goes on from the last checkpoint" if run.directory.begun() else "begins again"
+            raise OpsinError(
+                f"{death}. What {run.directory.path} holds is good: the same command, without --overwrite, {then}"
+            ) from error
+
+    return explained
+
+
+def _dead_rank(error: BaseException) -> str | None:
+    """Gloo and NCCL say in many words that nobody answers."""
+    if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+        return None
+    said = re.sub(r"\[/\S*\] ?", "", str(error).splitlines()[0])  # where in the sources of gloo that is
+    return f"another process of this run has ended or cannot be reached ({said[:80]})"

@@ -36,11 +36,15 @@ def save(run: Any) -> None:
         from opsin.train import sharded
 
         sharded.save(run, state)
-    elif run.world.first:
-        state |= {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
-        state |= {"projections": run.projections.state_dict()}
-        run.directory.save(state | {"ema": run.ema.state_dict() if run.ema else None})
+    else:
+        run.world.share(lambda: _write(run, state))
     run.saved_at = time.perf_counter()
+
+
+def _write(run: Any, state: dict[str, Any]) -> None:
+    state |= {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
+    state |= {"projections": run.projections.state_dict(), "ema": run.ema.state_dict() if run.ema else None}
+    run.directory.save(state)
 
 
 def _own_buffers(run: Any) -> list[Tensor]:

@@ -13,12 +13,13 @@ from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import opsin
 from opsin.catalog import PretrainedCfg, labels_for
-from opsin.errors import DamagedError, OpsinError, UnknownModelError, WeightsError, check_choice
+from opsin.errors import DamagedError, OpsinError, UnknownModelError, WeightsError, check_choice, explained
 from opsin.models._model import Model, deferred_init
 from opsin.models._registry import find_family
 from opsin.weights.fetch import discard, hub_file, split_hub_name, sync
@@ -69,7 +70,7 @@ def save(
 
     Returns:
         The directory. Raises WeightsError when a label list does not match the classes, and for a model that could not
-        be built and loaded again; OpsinError for a module of another kind.
+        be built and loaded again; OpsinError for a module of another kind, and where it cannot be written.
     """
     model = _whole_model(model)
     directory = Path(directory)
@@ -83,8 +84,11 @@ def save(
     config, mark = _config(model, made, label_names, label_descriptions, license, recipe), uuid.uuid4().hex
     meaning = {"task": task, "heads": [dict(head) for head in heads] or None}
     config["opsin"] |= {"mark": mark} | {key: value for key, value in meaning.items() if value is not None}
-    with _whole(directory) as place:
-        save_file(weights, place / WEIGHTS, metadata={"format": "pt", "opsin_mark": mark})
+    with explained(directory), _whole(directory) as place:
+        try:
+            save_file(weights, place / WEIGHTS, metadata={"format": "pt", "opsin_mark": mark})
+        except SafetensorError as error:  # "Error while serializing: I/O error: No space left on device (os error 28)"
+            raise OSError(str(error).rpartition("error: ")[2].partition(" (os")[0]) from error
         (place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for name in (WEIGHTS, CONFIG):
             (place / name).chmod(0o644)

@@ -1,7 +1,8 @@
 """Configurations as plain values and YAML files.
 
 A file names only what differs from the defaults, in the same nesting. A key that does not exist is an error that names
-the nearest one. The run directory holds the whole resolved configuration, which repeats the run.
+the nearest one. The run directory holds the whole resolved configuration, which repeats the run
+elsewhere.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from opsin.errors import OpsinError, did_you_mean
+from opsin.errors import OpsinError, did_you_mean, explained
 from opsin.train.config.rules import flat
 from opsin.train.config.settings import TrainConfig
 
@@ -23,11 +24,15 @@ __all__ = ["from_dict", "list_recipes", "load_config", "load_recipe", "save_conf
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Plain nested values, ready for YAML or JSON."""
-    plain = dataclasses.asdict(config)
-    for part in plain.values():
-        for key, value in part.items():
-            part[key] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-    return plain
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_dict(
@@ -116,8 +121,9 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
     """Write a configuration; the file appears whole or not at all."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-    part.replace(path)
+    with explained(path, part):
+        part.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+        part.replace(path)
 
 
 def _recipes() -> Any:

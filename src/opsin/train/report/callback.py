@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from opsin.data.loader import Batch, create_loader
-from opsin.train.checkpoint import explained
+from opsin.errors import explained
 from opsin.train.loop import Callback, Run
 from opsin.train.report.curves import curves, history
 from opsin.train.report.examples import mistakes, samples
