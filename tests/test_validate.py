@@ -287,7 +287,7 @@ def test_many_models_and_going_on(photos, own, tmp_path, capsys, monkeypatch):
         rows = list(csv.DictReader(lines))
     assert [(row["model"], row["top1"], row["images"]) for row in rows] == [(LITE, "1.0", "6"), (str(own), "", "")]
     assert "no label" in rows[1]["error"]
-    assert list(tmp_path.glob(".*")) == []
+    assert [path.name for path in tmp_path.glob(".*")] == [".results.csv.lock"]
 
     asked = []
     real = verb._scores
