@@ -106,8 +106,7 @@ def resume(run: Any) -> None:
             f"the run in {run.directory.path} was made by {state['world_size']} processes and goes on with as "
             f"many, not {run.world.size}"
         )
-    if "data" in state:  # older runs did not say
-        _check_data(run, state["data"])
+    _check_data(run, state["data"])
     if run.config.run.fsdp:
         sharded.restore(run, state)
     else:
