@@ -16,27 +16,36 @@ __all__ = ["two_ranks"]
 @contextmanager
 def two_ranks():
     """A function `both`: `both(job, *args)` is what `job(world, *args)` returns in two processes, which stay."""
-    context, pipes, processes = get_context("spawn"), [], []
-    for rank in range(2):
-        ours, theirs = context.Pipe()
-        pipes.append(ours)
-        processes.append(context.Process(target=serve, args=(rank, theirs)))
-        processes[-1].start()
+    context, ranks = get_context("spawn"), []
+
+    def start():
+        for rank in range(2):
+            ours, theirs = context.Pipe()
+            ranks.append((ours, context.Process(target=serve, args=(rank, theirs))))
+            ranks[-1][1].start()
+
+    def stop():
+        for _, process in ranks:
+            process.kill()
+            process.join()
+        ranks.clear()
 
     def call(job, *args):
+        if not ranks:
+            start()
         port, found = free_port(), []
-        for pipe in pipes:
+        for pipe, _ in ranks:
             pipe.send((job, port, args))
-        for pipe in pipes:
-            assert pipe.poll(120), "a rank waits for ever"
+        for pipe, _ in ranks:
+            if not pipe.poll(120):
+                stop()  # the next test begins with new ones
+                raise AssertionError("a rank waits for ever")
             found.append(pipe.recv())
         assert all(good for good, _ in found), found
         return [result for _, result in found]
 
     yield call
-    for process in processes:
-        process.kill()
-        process.join()
+    stop()
 
 
 def serve(rank, pipe):

@@ -282,7 +282,8 @@ def test_alone(monkeypatch):
         args = argparse.Namespace(rank=rank, local_rank=local)
         assert _utils.is_primary(args) == theirs.is_primary(args)
         assert _utils.is_primary(args, local=True) == theirs.is_primary(args, local=True)
-    for key, value in (("SLURM_LOCALID", "1"), ("SLURM_PROCID", "3"), ("SLURM_NTASKS", "4")):
+    step = (("SLURM_LOCALID", "1"), ("SLURM_PROCID", "3"), ("SLURM_NTASKS", "4"), ("SLURM_STEP_ID", "0"))
+    for key, value in step:
         monkeypatch.setenv(key, value)
     assert _utils.world_info_from_env() == theirs.world_info_from_env() == (1, 3, 4)
     assert _utils.is_distributed_env()

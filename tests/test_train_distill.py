@@ -385,7 +385,7 @@ def test_contradictions_are_named(values, said):
         ({"distill": {"distill": "feature", "levels": [9]}}, r"levels \[9\] of the student test_vit: .* has 6 levels"),
         ({"distill": {"distill": "feature", "levels": [-1, 5]}}, "different levels"),
         ({"distill": {"teacher": "test_vitt"}}, "Did you mean test_vit"),
-        ({"distill": {"teacher": "./nowhere"}}, "not a folder of a saved model"),
+        ({"distill": {"teacher": "./nowhere"}}, "there is no such folder"),
     ],
 )  # fmt: skip
 def test_says_what_is_wrong(photos, teacher, tmp_path, build, groups, said):

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from multiprocessing.util import Finalize
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
@@ -31,6 +33,7 @@ __all__ = ["Batch", "Loader", "create_loader", "dead_worker"]
 
 log = logging.getLogger("opsin.data")
 MAX_WORKERS = 8
+SETTLE = 0.05  # seconds before workers are forked beside other processes
 
 
 class Batch(tuple):
@@ -251,6 +254,10 @@ class Loader:
         self.epoch, self.step, self.first, self.consumed = epoch, 0, 0, [0] * self.workers
 
     def _fetch(self) -> Iterator[Raw]:
+        if self.batches.num_workers and dist.is_available() and dist.is_initialized():
+            # A thread of the process group may still be putting away the last message. A worker that is forked while it
+            # holds the lock of Python's list of threads waits for that lock for ever (CPython 3.11).
+            time.sleep(SETTLE)
         try:
             yield from self.batches
         except RuntimeError as error:
