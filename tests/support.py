@@ -78,6 +78,8 @@ def shrink(arch: str, *, judged: bool = False) -> dict[str, Any]:
             small["img_size"] = (side, side)
         if judged and "num_levels" in names:  # a NesT, which the judge builds for square images
             small["img_size"] = (64, 64)
+    if "cfgs" in names and not judged:  # rows of blocks by stage, of a GhostNet or RepGhostNet
+        small["cfgs"] = tuple(stage[:2] for stage in config.cfgs)
     if "stem_width" in names and "block_type" in names:  # CoAtNet and MaxViT: widths for heads of 32, windows of 2x3
         small |= {"embed_dim": (32, 64, 128, 256), "stem_width": (16, 32), "img_size": (64, 96)}
     if "outlook_attention" in names:  # VOLO, whose later stages are at 1/16
