@@ -8,9 +8,36 @@ from multiprocessing import get_context, set_start_method
 import torch
 from support import free_port
 
+from opsin.train.build import build_run
 from opsin.train.distributed import connect
+from opsin.train.loop import Callback, fit
+from opsin.train.state import save
 
-__all__ = ["two_ranks"]
+__all__ = ["Halt", "train", "two_ranks"]
+
+
+class Halt(Callback):
+    """Saves after an update and stops there, on all ranks."""
+
+    every_rank = True
+
+    def __init__(self, update):
+        self.update = update
+
+    def on_update(self, run, loss):
+        if run.update == self.update:
+            save(run)
+            raise KeyboardInterrupt
+
+
+def train(config, world, callbacks=()):
+    run = build_run(config, world, callbacks=callbacks)
+    try:
+        fit(run)
+    finally:
+        run.stop.release()
+        run.directory.close()
+    return run
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ranks import two_ranks
+from ranks import Halt, train, two_ranks
 from support import free_port
 
 from opsin.cli import main
@@ -26,7 +26,6 @@ from opsin.train.distributed import World
 from opsin.train.loop import Callback, fit
 from opsin.train.progress import Terminal
 from opsin.train.report import Report
-from opsin.train.state import save
 
 
 def photo(number):
@@ -63,6 +62,9 @@ def shards(root, train, validation, *, damaged=(), lengths=True):
     return root
 
 
+ALONE = World(torch.device("cpu"))
+
+
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
     """Of two ranks one has 6 batches of 8 and the other 3."""
@@ -82,16 +84,6 @@ def settings(where, output, **groups):
     return from_dict({key: values.get(key, {}) | groups.get(key, {}) for key in {**values, **groups}})
 
 
-def train(config, world=None, callbacks=()):
-    run = build_run(config, world or World(torch.device("cpu")), callbacks=callbacks)
-    try:
-        fit(run)
-    finally:
-        run.stop.release()
-        run.directory.close()
-    return run
-
-
 @pytest.fixture(scope="module")
 def both():
     with two_ranks() as call:
@@ -105,20 +97,6 @@ def message(call, *args):
 
 
 # --- the epoch ends for all -----------------------------------------------------------------------------------------
-
-
-class Halt(Callback):
-    """Saves after an update and stops there, on all ranks."""
-
-    every_rank = True
-
-    def __init__(self, update):
-        self.update = update
-
-    def on_update(self, run, loss):
-        if run.update == self.update:
-            save(run)
-            raise KeyboardInterrupt
 
 
 class Count(Callback):
@@ -347,7 +325,7 @@ def test_a_stream_of_unknown_length(tmp_path, capsys):
 def test_length_of_what_knows_its_own(photos, uneven, tmp_path):
     said = message(build_run, settings(photos, tmp_path, data={"epoch_length": 9}), World(torch.device("cpu")))
     assert "epoch_length is for a stream of unknown length" in said
-    run = train(settings(uneven, tmp_path, data={"epoch_length": 32}, schedule={"epochs": 1}))
+    run = train(settings(uneven, tmp_path, data={"epoch_length": 32}, schedule={"epochs": 1}), ALONE)
     assert run.updates_per_epoch == 4  # for the schedule
     assert run.update == 9  # the stream is not cut
 
@@ -383,7 +361,7 @@ class Spoil(Callback):
 def test_a_gradient_that_is_no_number_is_kept_and_stops(uneven, tmp_path, clip, value):
     config = settings(uneven, tmp_path, optim={"clip_grad": clip, "accumulate": 2})
     with pytest.raises(OpsinError, match=r"the gradient became infinite or no number in update 2 .*rank-0\.pt"):
-        train(config, callbacks=[Spoil(2, value)])
+        train(config, ALONE, [Spoil(2, value)])
     kept = torch.load(tmp_path / "failed-update-2-rank-0.pt", weights_only=True)
     assert [len(images) for images in kept["images"]] == [8, 8]
     assert [len(targets) for targets in kept["targets"]] == [8, 8]
@@ -393,7 +371,7 @@ def test_a_gradient_that_is_no_number_is_kept_and_stops(uneven, tmp_path, clip, 
 
 def test_float16_leaves_such_a_step_out(uneven, tmp_path):
     config = settings(uneven, tmp_path, run={"amp": "float16"}, schedule={"epochs": 1})
-    run = train(config, callbacks=[Spoil(2)])
+    run = train(config, ALONE, [Spoil(2)])
     assert run.update == 9
     assert all(weight.isfinite().all() for weight in run.model.state_dict().values())
     assert run.scaler.get_scale() < 65536

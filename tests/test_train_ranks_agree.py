@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from ranks import two_ranks
+from ranks import Halt, train, two_ranks
 from runs import dark_and_light
 
-from opsin.train.build import build_run
 from opsin.train.config import from_dict
 from opsin.train.distributed import local
-from opsin.train.loop import Callback, fit
-from opsin.train.state import save
+from opsin.train.loop import Callback
 
 
 @pytest.fixture(scope="module")
@@ -34,29 +32,9 @@ def settings(photos, **groups):
     return from_dict({key: values.get(key, {}) | groups.get(key, {}) for key in {**values, **groups}})
 
 
-def train(config, world, output, callbacks=()):
+def train_in(output, config, world, callbacks=()):
     config.run.output = output
-    run = build_run(config, world, callbacks=callbacks)
-    try:
-        fit(run)
-    finally:
-        run.stop.release()
-        run.directory.close()
-    return run
-
-
-class Halt(Callback):
-    """Saves after an update and stops there, on all ranks."""
-
-    every_rank = True
-
-    def __init__(self, update):
-        self.update = update
-
-    def on_update(self, run, loss):
-        if run.update == self.update:
-            save(run)
-            raise KeyboardInterrupt
+    return train(config, world, callbacks)
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
@@ -77,10 +55,10 @@ class Weights(Callback):
 
 def set_free(world, config, root):
     watch = Weights()
-    train(config, world, root / "whole", [watch])
+    train_in(root / "whole", config, world, [watch])
     with pytest.raises(KeyboardInterrupt):
-        train(config, world, root / "halted", [Halt(6)])  # in the middle of epoch 1
-    again = local(dict(train(config, world, root / "halted").model.named_parameters()))
+        train_in(root / "halted", config, world, [Halt(6)])  # in the middle of epoch 1
+    again = local(dict(train_in(root / "halted", config, world).model.named_parameters()))
     return watch.seen, all(torch.equal(again[name], p) for name, p in watch.seen[-1].items())
 
 
@@ -112,7 +90,7 @@ class Rates(Callback):
 
 def lowered(world, config, output):
     rates = Rates()
-    return rates.seen, train(config, world, output, [rates]).history
+    return rates.seen, train_in(output, config, world, [rates]).history
 
 
 def test_a_plateau_is_seen_by_all_ranks(both, photos, tmp_path):

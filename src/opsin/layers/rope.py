@@ -85,7 +85,7 @@ class Rope(nn.Module):
     # -- what the kinds define ---------------------------------------------------------------------------------------
 
     def compute_bands(self) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define compute_bands()")
 
     def place(self, coords: Tensor, grid: Tensor) -> Tensor:
         """What the bands multiply: from row and column `coords` (..., 2) in a `grid` (..., 2) of (h, w)."""

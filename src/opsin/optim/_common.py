@@ -71,7 +71,7 @@ class ListOptimizer(torch.optim.Optimizer):
 
     def update(self, group: Group, step: int, params: Tensors, grads: Tensors, *slots: Tensors) -> None:
         """Step number `step`, counted from 1, of parameters with the same settings. `grads` may not be changed."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define update")
 
     def full_rate(self, group: Group) -> float:
         """The rate of a group that the scheduler starts from."""

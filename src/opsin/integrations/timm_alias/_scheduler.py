@@ -149,7 +149,7 @@ class _Curve(Scheduler):
 
     def value(self, t: int, full: float) -> float:
         """The rate at `t`, where that of the first is `full`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define value(t, full)")
 
     def _get_lr(self, t: int) -> list[float]:
         if t < self.warmup_t:
@@ -199,7 +199,7 @@ class _Cycles(_Curve):
 
     def shape(self, part: float) -> float:
         """Of the way from the lowest rate to the full one, how much is left."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define shape(part)")
 
     def value(self, t: int, full: float) -> float:
         i, length = t // self.t_initial, float(self.t_initial)
