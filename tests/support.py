@@ -1,8 +1,10 @@
 """What the tests share: families, small variants of them, seeded weights, pictures, ports."""
 
 import socket
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cache
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,14 @@ FAMILIES = sorted(set(MODELS.values()))
 
 
 def free_port() -> int:
-    """A port that nobody uses, for processes that meet there. A random number would not do: runs seed `random`."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
+    """A port that nobody uses, for processes that meet there seconds later. It lies below those that the system lends
+    to connections, one of which might get it until then; and runs seed `random`, which would give each test the same.
+    """
+    while True:
+        port = SystemRandom().randrange(20000, 32768)
+        with suppress(OSError), socket.socket() as place:
+            place.bind(("127.0.0.1", port))
+            return port
 
 
 @cache

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from opsin.data.dataset import create_dataset
 from opsin.data.loader import Batch, create_loader
@@ -285,6 +286,27 @@ def deadly(image, *, rng, size=None):
 def test_a_worker_that_is_killed(folder):
     with pytest.raises(OpsinError, match="a data worker died .* fewer workers"):
         list(loader_of(folder, transform=deadly, num_workers=1))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_worker_whose_connection_breaks(folder, monkeypatch, error):
+    """Before torch hears of its death; what a living worker or the main process meets stays what it is."""
+
+    def breaks(self):
+        heard(self)
+        raise error
+
+    def met(image, *, rng, size=None):
+        raise error("of my own")
+
+    with pytest.raises(error, match="of my own"):
+        list(loader_of(folder, transform=met, num_workers=1))
+    with pytest.raises(error, match="of my own"):
+        list(loader_of(folder, transform=met, num_workers=0))
+    heard = _MultiProcessingDataLoaderIter._next_data
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", breaks)
+    with pytest.raises(OpsinError, match=f"a data worker died .no connection to it: {error.__name__}"):
+        list(loader_of(folder, num_workers=1))
 
 
 def test_errors_of_transforms_name_the_picture(folder):

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 __all__ = [
     "DamagedError",
+    "DeadWorkerError",
     "ImageError",
     "OpsinError",
     "UnknownArgumentError",
@@ -52,6 +53,10 @@ class WeightsError(OpsinError, RuntimeError):
 
 class DamagedError(WeightsError):
     """A file that is broken for every reader, or no weights at all: what was fetched is worth fetching again."""
+
+
+class DeadWorkerError(OpsinError, RuntimeError):
+    """A process that read pictures is no more."""
 
 
 class ImageError(OpsinError, ValueError):

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from opsin.data.dataset import ImageDataset, Sample, Skip, StreamDataset
 from opsin.data.preprocess import Preprocess
 from opsin.data.samplers import BatchPlan, Draw, Order, Sequential, Shuffled, SizePlan
-from opsin.errors import ImageError, OpsinError
+from opsin.errors import DeadWorkerError, ImageError, OpsinError
 
 __all__ = ["Batch", "Loader", "create_loader", "dead_worker"]
 
@@ -143,12 +143,19 @@ class _Streamed(IterableDataset):
             yield Raw(batch, self.num_classes, self.dataset.task, share)
 
 
-def dead_worker(error: BaseException) -> str | None:
-    """What to say where an error tells that a worker died. Torch raises it wherever the main thread happens to be."""
+def dead_worker(error: BaseException) -> DeadWorkerError | None:
+    """What to raise for an error that tells of a worker's death. Torch raises one wherever the main thread happens to
+    be, but the connection to the worker may break before torch sees the death."""
+    if isinstance(error, DeadWorkerError):
+        return error
     said = (str(error).splitlines() or [""])[0]
-    if "exited unexpectedly" not in said and "is killed by signal" not in said:
+    if isinstance(error, ConnectionError | EOFError) and "in DataLoader worker process" not in said:  # so a living one
+        said = f"no connection to it: {type(error).__name__}"
+    elif "exited unexpectedly" not in said and "is killed by signal" not in said:
         return None
-    return f"a data worker died ({said}), most often because memory ran out: use fewer workers or smaller batches"
+    return DeadWorkerError(
+        f"a data worker died ({said}), most often because memory ran out: use fewer workers or smaller batches"
+    )
 
 
 class Loader:
@@ -260,10 +267,10 @@ class Loader:
             time.sleep(SETTLE)
         try:
             yield from self.batches
-        except RuntimeError as error:
-            if (death := dead_worker(error)) is None:
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not self.batches.num_workers or (death := dead_worker(error)) is None:
                 raise
-            raise OpsinError(death) from error
+            raise death from error
 
     def _account(self, skips: list[Skip]) -> None:
         for skip in skips:

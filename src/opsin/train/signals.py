@@ -66,8 +66,7 @@ def explain_deaths(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
         try:
             return fit(run)
         except (OpsinError, RuntimeError) as error:
-            cause = error.__cause__ if isinstance(error, OpsinError) else error
-            if cause is None or (death := dead_worker(cause) or _dead_rank(cause)) is None:
+            if (death := _death(error)) is None:
                 raise
             then = "goes on from the last checkpoint" if run.directory.begun() else "begins again"
             raise OpsinError(
@@ -75,6 +74,14 @@ def explain_deaths(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
             ) from error
 
     return explained
+
+
+def _death(error: BaseException) -> object | None:
+    """What an error, or the one behind it, tells of a process that died."""
+    for one in (error, error.__cause__):
+        if isinstance(one, RuntimeError) and (death := dead_worker(one) or _dead_rank(one)) is not None:
+            return death
+    return None
 
 
 def _dead_rank(error: BaseException) -> str | None:
