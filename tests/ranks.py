@@ -3,9 +3,10 @@
 import os
 import traceback
 from contextlib import contextmanager
-from multiprocessing import get_context, set_start_method
+from multiprocessing import set_start_method
 
 import torch
+from started import SERVER
 from support import free_port
 
 from opsin.train.build import build_run
@@ -35,7 +36,6 @@ def train(config, world, callbacks=()):
     try:
         fit(run)
     finally:
-        run.stop.release()
         run.directory.close()
     return run
 
@@ -43,12 +43,12 @@ def train(config, world, callbacks=()):
 @contextmanager
 def two_ranks():
     """A function `both`: `both(job, *args)` is what `job(world, *args)` returns in two processes, which stay."""
-    context, ranks = get_context("spawn"), []
+    ranks = []
 
     def start():
         for rank in range(2):
-            ours, theirs = context.Pipe()
-            ranks.append((ours, context.Process(target=serve, args=(rank, theirs))))
+            ours, theirs = SERVER.Pipe()
+            ranks.append((ours, SERVER.Process(target=serve, args=(rank, theirs))))
             ranks[-1][1].start()
 
     def stop():

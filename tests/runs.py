@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from started import OPSIN, Started
 from support import free_port
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -28,6 +27,20 @@ HARD = [
     "--log-every", "1",
 ]  # fmt: skip
 
+# the command `opsin`, slow enough to be met in the middle of its work
+SLOW = (
+    """
+import time
+from opsin.train.loop import Run
+
+def learn(run, batches, quick=Run.learn):
+    time.sleep(0.1)
+    return quick(run, batches)
+
+Run.learn = learn
+"""
+    + OPSIN
+)
 CHANGES = ("best.opsin.mark", "best.opsin.recipe.config.run.output")  # what ties two files together; where they are
 
 
@@ -47,15 +60,17 @@ def command(data: object, out: Path, *args: str) -> list[str]:
     return ["-m", "opsin", "train", str(data), *args, "--output", str(out)]
 
 
-def start(data: object, out: Path, *args: str, ranks: int = 1) -> list[subprocess.Popen]:
+def start(
+    data: object, out: Path, *args: str, ranks: int = 1, program: str = OPSIN, session: bool = False
+) -> list[Started]:
     """The processes of a run: started one by one, since torchrun's workers would outlive it when it is killed."""
     place = {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(free_port())}
     envs = [ENV | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    line = [sys.executable, *command(data, out, *args)]
-    return [subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True) for env in envs]
+    words = ["train", str(data), *args, "--output", str(out)]
+    return [Started(program, *words, env=env, session=session) for env in envs]
 
 
-def finish(processes: list[subprocess.Popen], status: int = 0) -> list[str]:
+def finish(processes: list[Started], status: int = 0) -> list[str]:
     """Wait for the end; what each process said."""
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [status] * len(processes), said

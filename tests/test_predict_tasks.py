@@ -44,7 +44,6 @@ def trained(photos, target):
     try:
         fit(run)
     finally:
-        run.stop.release()
         run.directory.close()
     return photos / "run" / "best"
 

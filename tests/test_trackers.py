@@ -58,7 +58,6 @@ def train(photos, output, names, **more):
     try:
         return fit(run), run
     finally:
-        run.stop.release()
         run.directory.close()
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import yaml
-from runs import ENV, HARD, command, dark_and_light, differences, finish, lines, start
+from runs import ENV, HARD, SLOW, command, dark_and_light, differences, finish, lines, start
 
 import opsin
 from opsin.cli import main
@@ -44,7 +44,6 @@ def train(config, **how):
     try:
         return fit(run), run
     finally:
-        run.stop.release()
         run.directory.close()
 
 
@@ -165,7 +164,7 @@ def kill_now_and_then(photos, out, kills, *more, ranks=1, seed=0):
     how many updates were logged at each kill."""
     rng, seen = random.Random(seed), []
     for _ in range(kills):
-        processes = start(photos, out, *EVERYTHING, *more, ranks=ranks)
+        processes = start(photos, out, *EVERYTHING, *more, ranks=ranks, program=SLOW)
         wanted = len(lines(out)) + rng.randint(1, 3)
         while all(process.poll() is None for process in processes) and len(lines(out)) < wanted:
             time.sleep(0.02)
@@ -173,8 +172,6 @@ def kill_now_and_then(photos, out, kills, *more, ranks=1, seed=0):
         for process in processes:
             process.kill()
         codes = [process.wait() for process in processes]
-        for process in processes:
-            process.stderr.close()
         if codes == [-signal.SIGKILL] * ranks:
             seen.append(len(lines(out)))
     finish(start(photos, out, *EVERYTHING, *more, ranks=ranks))
@@ -205,7 +202,7 @@ def test_what_a_kill_leaves_is_cleared_away(photos, tmp_path):
 
 def test_sigterm_saves_and_leaves(photos, tmp_path):
     out = tmp_path / "run"
-    (process,) = start(photos, out, *EVERYTHING, "--workers", "0", "--save-every", "1000")
+    (process,) = start(photos, out, *EVERYTHING, "--workers", "0", "--save-every", "1000", program=SLOW)
     while process.poll() is None and not lines(out):
         time.sleep(0.02)
     process.terminate()
@@ -223,13 +220,13 @@ def test_two_processes_learn_what_one_does(photos, tmp_path):
     losses = []
     for ranks, batch in ((1, "8"), (2, "4")):
         out = tmp_path / str(ranks)
-        line = command(photos, out, *plain, "--batch-size", batch)
-        if ranks > 1:
-            line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *line]
-        done = subprocess.run(
-            [sys.executable, *line], env=ENV, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
+        if ranks == 1:
+            finish(start(photos, out, *plain, "--batch-size", batch))
+        else:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            line = [*launch, *command(photos, out, *plain, "--batch-size", batch)]
+            done = subprocess.run(line, env=ENV, capture_output=True, text=True, check=False, timeout=300)
+            assert done.returncode == 0, done.stderr
         history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
         logged = [json.loads(line)["loss"] for line in lines(out)]
         losses.append([*(row["train_loss"] for row in history), *logged])

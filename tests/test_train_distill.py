@@ -2,13 +2,12 @@
 
 import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from runs import dark_and_light
+from started import Started
 
 import opsin
 from opsin.catalog.pretrained import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -64,7 +63,6 @@ def train(config, **how):
     try:
         return fit(run), run
     finally:
-        run.stop.release()
         run.directory.close()
 
 
@@ -79,7 +77,6 @@ def build():
 
     yield make
     for run in runs:
-        run.stop.release()
         run.directory.close()
 
 
@@ -328,7 +325,6 @@ def test_pictures_of_one_channel(tmp_path):
     batch = batch_of(run)
     assert batch.images.shape[1] == 1
     wanted = model((batch.images * run.distill.teacher.gain + run.distill.teacher.shift).expand(-1, 3, -1, -1))
-    run.stop.release()
     run.directory.close()
     assert torch.allclose(run.distill.teacher.logits(batch.images), wanted, atol=1e-3)
 
@@ -426,7 +422,7 @@ def test_two_processes_learn_what_one_does(photos, teacher, tmp_path):
     program += f"for port, words in zip({ports}, {both!r}):\n    os.environ['MASTER_PORT'] = str(port)\n"
     program += "    assert main(words) == 0\n"
     places = [ENV | {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    ranks = [subprocess.Popen([sys.executable, "-c", program], env=place) for place in places]
+    ranks = [Started(program, env=place) for place in places]
     try:
         assert [process.wait(timeout=120) for process in ranks] == [0, 0]
     finally:

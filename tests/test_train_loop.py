@@ -46,7 +46,6 @@ def trained(run):
     try:
         fit(run)
     finally:
-        run.stop.release()
         run.directory.close()
     return run
 

@@ -6,12 +6,12 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from started import Started
 from torch import nn
 
 import opsin
@@ -250,8 +250,7 @@ def test_a_directory_belongs_to_one_run(tmp_path):
     first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
     first.open()
     program = f"from opsin.train.checkpoint import RunDirectory; RunDirectory({str(tmp_path / 'run')!r}).open()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "is in use by another run" in done.stderr
+    assert "is in use by another run" in Started(program).communicate()[1]
     first.close()
     second.open()
     second.close()
@@ -269,8 +268,7 @@ if worker := os.fork():
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60)
 """
-    killed = subprocess.run([sys.executable, "-c", program], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert Started(program).wait() == -signal.SIGKILL
     worker = int((tmp_path / "worker").read_text())
     run = RunDirectory(tmp_path / "run")
     try:

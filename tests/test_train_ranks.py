@@ -3,10 +3,7 @@
 import io
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import tarfile
 import time
 from types import SimpleNamespace
@@ -16,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from ranks import Halt, train, two_ranks
-from support import free_port
+from runs import finish, start
 
 from opsin.cli import main
 from opsin.errors import OpsinError
@@ -251,14 +248,8 @@ def photos(tmp_path_factory):
 def launched(photos, out, ranks, *more):
     args = ["--model", "test_vit", "--img-size", "32", "--epochs", "2", "--warmup-epochs", "1", "--workers", "0",
             "--holdout", "0.5", "--device", "cpu", *more]  # fmt: skip
-    launch = ["torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port", str(free_port()),
-              "-m"]  # fmt: skip
-    line = [sys.executable, "-m", *(launch if ranks > 1 else ()), "opsin", "train", str(photos), *args]
-    line += ["--batch-size", str(8 // ranks), "--output", str(out)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, env=env, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return (out / "report.html").read_text(encoding="utf-8"), done.stderr
+    said = finish(start(photos, out, *args, "--batch-size", str(8 // ranks), ranks=ranks))
+    return (out / "report.html").read_text(encoding="utf-8"), said[0]
 
 
 def test_the_report_is_about_all_ranks(photos, tmp_path):
@@ -384,7 +375,6 @@ def spoil_one_shard(world, config):
     try:
         return message(fit, run)
     finally:
-        run.stop.release()
         run.directory.close()
 
 

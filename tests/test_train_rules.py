@@ -107,7 +107,6 @@ def test_a_recipe_in_python_gives_way_too(numbers, tmp_path):
     config.run.output = tmp_path / "run"
     with pytest.warns(UserWarning, match="smoothing 0.05 becomes 0.0"):
         run = build_run(config, World(torch.device("cpu")))
-    run.stop.release()
     run.directory.close()
     config.loss.smoothing, config.run.output = 0.1, tmp_path / "no"
     with pytest.raises(OpsinError, match="smoothing are for classes"), pytest.warns(UserWarning, match="warmup"):
@@ -153,7 +152,6 @@ def test_the_loaders_have_their_sizes(photos, tmp_path):
         assert next(iter(run.train_loader)).images.shape[2:] == (32, 32)
         assert next(iter(run.eval_loader)).images.shape[2:] == (48, 48)
     finally:
-        run.stop.release()
         run.directory.close()
 
 

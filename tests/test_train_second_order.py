@@ -46,7 +46,6 @@ def build():
 
     yield make
     for run in runs:
-        run.stop.release()
         run.directory.close()
 
 

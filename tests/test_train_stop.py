@@ -2,16 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import ENV, command, dark_and_light
-from support import free_port
+from runs import dark_and_light, start
 
 from opsin.cli import main
 from opsin.train.distributed import World
@@ -34,11 +31,7 @@ def begun(photos, tmp_path):
     processes = []
 
     def begun(ranks, *more):
-        place = {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(free_port())}
-        for rank in range(ranks):
-            env = ENV | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            line = [sys.executable, *command(photos, tmp_path / "run", *ENDLESS, *more)]
-            processes.append(subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        processes.extend(start(photos, tmp_path / "run", *ENDLESS, *more, ranks=ranks, session=True))
         wait_for((tmp_path / "run" / "last.pt").exists, 120)
         return processes
 
@@ -46,7 +39,6 @@ def begun(photos, tmp_path):
     for process in processes:
         process.kill()
         process.wait()
-        process.stderr.close()
 
 
 def wait_for(what, seconds):
@@ -168,9 +160,9 @@ def test_a_rank_that_is_killed(begun):
     assert "is good: the same command, without --overwrite, goes on from the last checkpoint" in said
 
 
-def test_a_second_interrupt_kills_but_not_an_echo(monkeypatch):
-    stop = Stop()
-    try:
+def test_a_second_interrupt_kills_but_not_an_echo():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
             signal.raise_signal(number)
         assert stop.signal == signal.SIGINT
@@ -178,8 +170,7 @@ def test_a_second_interrupt_kills_but_not_an_echo(monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    finally:
-        stop.release()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_ranks_ask_each_other_by_time(monkeypatch):

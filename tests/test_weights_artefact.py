@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from started import Started
 
 import opsin
 from opsin.cli.download import _folder, download
@@ -140,9 +140,7 @@ opsin.save(opsin.create_model("resnet18", num_classes=3), sys.argv[1])
 def test_killed_while_saving(folder, step):
     """-1: a new folder, before its rename. 0, 1: an existing one, before the first and between the two renames."""
     target = folder if step >= 0 else folder / "new"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(target), str(step)], env=env, check=False)
-    assert done.returncode == -9
+    assert Started(KILLED, str(target), str(step)).wait() == -signal.SIGKILL
     if step == -1:
         assert not target.exists()
     elif step == 0:

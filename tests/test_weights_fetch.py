@@ -3,9 +3,6 @@
 import hashlib
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from safetensors.torch import save
+from started import Started
 from support import free_port
 
 from opsin.catalog import PretrainedCfg
@@ -129,8 +127,7 @@ def download_code(url, cache):
 
 
 def child(code, **env):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | env
-    return subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, env=env)
+    return Started(code, env=os.environ | env)
 
 
 # -- plain URLs --------------------------------------------------------------------------------------------------------
@@ -209,7 +206,7 @@ def test_a_killed_download_is_continued(server, tmp_path):
     deadline = time.time() + 60
     while not any(p.stat().st_size > 1 << 20 for p in tmp_path.glob("*.part")) and time.time() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     (part,) = tmp_path.glob("*.part")
     left = part.stat().st_size
@@ -272,9 +269,10 @@ def test_two_processes_download_once(server, tmp_path):
 
 
 def fetch_in_child(server, cache, source, **env):
-    """One hub access in a fresh process: huggingface_hub reads its environment when it is imported."""
+    """One hub access in a process that has not had one: huggingface_hub reads its environment when it is imported."""
     code = (
-        "import sys\nfrom opsin.catalog import PretrainedCfg\nfrom opsin.errors import WeightsError\n"
+        "import sys\nassert 'huggingface_hub' not in sys.modules\n"
+        "from opsin.catalog import PretrainedCfg\nfrom opsin.errors import WeightsError\n"
         "from opsin.weights.sources import fetch_state_dict, locate\n"
         f"cfg = PretrainedCfg(architecture='net', hf_hub_id={source!r} if not {source!r}.startswith('hf') else None)\n"
         "try:\n"

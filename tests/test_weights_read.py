@@ -7,14 +7,12 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from started import Started
 
 from opsin.errors import WeightsError
 from opsin.weights.read import read_metadata, read_state_dict
@@ -254,19 +252,10 @@ print(sum(float(t.sum()) for t in state.values()))
 """
 
 
-def run(path, how):
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(path), how],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("how", ["truncate", "overwrite", "delete", "replace"])
 def test_a_file_that_changes_after_the_read_changes_nothing(tmp_path, how):
     save_file({"a": torch.ones(1 << 18)}, tmp_path / "m.safetensors")
-    done = run(tmp_path / "m.safetensors", how)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == 1 << 18
+    reader = Started(PROGRAM, str(tmp_path / "m.safetensors"), how)
+    said, complaint = reader.communicate()
+    assert reader.returncode == 0, complaint
+    assert float(said) == 1 << 18

@@ -38,7 +38,6 @@ def train(args: Sequence[str]) -> int:
             fit(run)
         finally:
             terminal.close()
-            run.stop.release()
             run.directory.close()
     return 0
 

@@ -30,7 +30,6 @@ def dry_run(config: TrainConfig, world: World) -> int:
         try:
             facts = _try(run)
         finally:
-            run.stop.release()
             run.directory.close()
         if world.first:
             console = Console()

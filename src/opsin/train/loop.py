@@ -66,17 +66,18 @@ def fit(run: "Run") -> dict[str, Any]:
 
     A run that was interrupted goes on where its last checkpoint stands, to the same weights.
     """
-    resume(run)
-    run.tell("on_start")
-    while run.epoch < run.epochs and not run.out_of_patience():
-        run.begin_epoch()
-        for batches in run.updates():
-            run.scheduler.step(run.update)
-            loss = run.learn(batches)
-            run.after_update(loss)
-        run.after_epoch(run.judge())
-    check_end(run)
-    run.tell("on_end")
+    with run.stop:
+        resume(run)
+        run.tell("on_start")
+        while run.epoch < run.epochs and not run.out_of_patience():
+            run.begin_epoch()
+            for batches in run.updates():
+                run.scheduler.step(run.update)
+                loss = run.learn(batches)
+                run.after_update(loss)
+            run.after_epoch(run.judge())
+        check_end(run)
+        run.tell("on_end")
     return run.best_row()
 
 

@@ -19,7 +19,7 @@ __all__ = ["Stop", "explain_deaths"]
 
 
 class Stop:
-    """Notes the first signal, so that the run can save and leave after the update at hand.
+    """While it is entered, notes the first signal, so that the run can save and leave after the update at hand.
 
     One request may come several times, to the whole job and through the launcher: only a second Ctrl-C kills, and only
     one that a person gives. Schedulers have SIGKILL for that.
@@ -28,10 +28,16 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.at = 0.0  # when the first one came
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # only there can signals be caught
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self.release()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
@@ -43,7 +49,7 @@ class Stop:
     def release(self) -> None:
         """Put back what handled the signals before."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         self._before = {}
 
     @property
