@@ -1,7 +1,9 @@
 """Loaders on real files: what arrives, what is skipped, and what an interruption changes (nothing)."""
 
+import gc
 import itertools
 import logging
+import multiprocessing
 import os
 import signal
 
@@ -307,6 +309,27 @@ def test_a_worker_whose_connection_breaks(folder, monkeypatch, error):
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", breaks)
     with pytest.raises(OpsinError, match=f"a data worker died .no connection to it: {error.__name__}"):
         list(loader_of(folder, num_workers=1))
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+@pytest.mark.parametrize("cycle", [False, True])
+def test_workers_end_with_their_loader(folder, start, cycle):
+    """However they were started, and where torch's own word does not reach them, since the queues are gone."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(start, force=True)
+    try:
+        loader = loader_of(folder, num_workers=2)
+        first = [numbers(batch) for batch, _ in zip(loader, range(2), strict=False)]  # one of each worker
+        assert first == [[0, 2, 4, 6], [8, 10, 12, 14]]
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    workers = list(loader.batches._iterator._workers)
+    assert [worker.is_alive() for worker in workers] == [True, True]
+    if cycle:
+        loader.itself = loader
+    del loader
+    gc.collect()
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_errors_of_transforms_name_the_picture(folder):

@@ -9,11 +9,14 @@ Pictures that cannot be read are left out of their batch, counted, and logged by
 
 import logging
 import math
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from multiprocessing.synchronize import Semaphore
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -91,11 +94,24 @@ def collate_targets(targets: list[Any], num_classes: int, task: str) -> Tensor |
     return hot
 
 
-def _stay(ending: Tensor, worker: int) -> None:
+def _stay(ending: Semaphore, worker: int) -> None:
     """In a worker: a scheduler or a terminal signals all processes of a job, but the parent decides what follows: a
-    worker ends when it says so (`ending` is its word before it kills), or within seconds when it is no more."""
+    worker ends at once when it says so (`ending` is its word), or within seconds when it is no more."""
+
+    def end() -> None:
+        ending.acquire()
+        os._exit(0)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if ending else None)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _release(ending: Semaphore, workers: int) -> None:
+    """Let the workers of a loader that is no more end. Torch's own word may not reach them: where the loader is part of
+    a cycle, the queue to them is closed before, and torch would wait five seconds for nothing."""
+    for _ in range(workers):
+        ending.release()
 
 
 class _Indexed(TorchDataset):
@@ -208,10 +224,8 @@ class Loader:
         how["pin_memory"] = device.type == "cuda"
         if num_workers:
             how |= {"prefetch_factor": prefetch_factor, "persistent_workers": True}
-            ending = torch.zeros(1, dtype=torch.bool).share_memory_()
-            Finalize(
-                self, ending.fill_, (True,), exitpriority=1
-            )  # before multiprocessing kills what is left, and waits
+            ending = multiprocessing.Semaphore(0)
+            Finalize(self, _release, (ending, num_workers), exitpriority=1)  # before multiprocessing waits for them
             how["worker_init_fn"] = partial(_stay, ending)
         if isinstance(dataset, ImageDataset):
             if order is None:
