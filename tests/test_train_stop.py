@@ -160,7 +160,15 @@ def test_a_rank_that_is_killed(begun):
     assert "is good: the same command, without --overwrite, goes on from the last checkpoint" in said
 
 
-def test_a_second_interrupt_kills_but_not_an_echo():
+@pytest.fixture
+def interrupts():
+    """As at a terminal; what runs in the background of a shell ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_kills_but_not_an_echo(interrupts):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Stop() as stop:
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
