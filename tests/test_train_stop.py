@@ -181,6 +181,15 @@ def test_a_second_interrupt_kills_but_not_an_echo(interrupts):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_what_is_ignored_stays_so(interrupts):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.wanted
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.wanted
+
+
 def test_ranks_ask_each_other_by_time(monkeypatch):
     """As many updates apart as take two seconds."""
     asked, now = [], [100.0]

@@ -33,7 +33,8 @@ class Stop:
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # only there can signals be caught
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) != signal.SIG_IGN:  # a shell has what runs in its background ignore SIGINT
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *what: object) -> None:
