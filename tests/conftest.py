@@ -1,5 +1,6 @@
 """`pytest --family NAME` runs the checks of one family; `--capabilities` writes the table of what each can do."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def pytest_collection_modifyitems(config, items):
         (kept if of_family or item.path.stem == f"test_{family}" else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+def pytest_collection_finish():
+    """The collector need not look through thousands of tests again and again: a tenth of the time of the suite."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 def pytest_runtest_logreport(report):
