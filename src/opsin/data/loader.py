@@ -37,6 +37,7 @@ __all__ = ["Batch", "Loader", "create_loader", "dead_worker"]
 log = logging.getLogger("opsin.data")
 MAX_WORKERS = 8
 SETTLE = 0.05  # seconds before workers are forked beside other processes
+GRACE = 2.0  # seconds in which torch hears of the death of a worker
 
 
 class Batch(tuple):
@@ -160,18 +161,26 @@ class _Streamed(IterableDataset):
 
 
 def dead_worker(error: BaseException) -> DeadWorkerError | None:
-    """What to raise for an error that tells of a worker's death. Torch raises one wherever the main thread happens to
-    be, but the connection to the worker may break before torch sees the death."""
+    """What to raise for an error that tells of a worker's death. Torch raises it wherever the main thread happens to
+    be."""
     if isinstance(error, DeadWorkerError):
         return error
     said = (str(error).splitlines() or [""])[0]
-    if isinstance(error, ConnectionError | EOFError) and "in DataLoader worker process" not in said:  # so a living one
-        said = f"no connection to it: {type(error).__name__}"
-    elif "exited unexpectedly" not in said and "is killed by signal" not in said:
+    if "exited unexpectedly" not in said and "is killed by signal" not in said:
         return None
     return DeadWorkerError(
         f"a data worker died ({said}), most often because memory ran out: use fewer workers or smaller batches"
     )
+
+
+def _broken_off() -> DeadWorkerError | None:
+    """What to raise where the connection to a worker broke. It breaks just before torch hears of a death, which must be
+    awaited, since torch would raise it later, in the middle of whatever then is done."""
+    try:
+        time.sleep(GRACE)
+    except RuntimeError as error:
+        return dead_worker(error)
+    return dead_worker(RuntimeError("it exited unexpectedly"))
 
 
 class Loader:
@@ -281,8 +290,13 @@ class Loader:
             time.sleep(SETTLE)
         try:
             yield from self.batches
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if not self.batches.num_workers or (death := dead_worker(error)) is None:
+        except RuntimeError as error:
+            if (death := dead_worker(error)) is None:
+                raise
+            raise death from error
+        except (ConnectionError, EOFError) as error:
+            met = not self.batches.num_workers or "in DataLoader worker process" in str(error)  # by what lives
+            if met or (death := _broken_off()) is None:
                 raise
             raise death from error
 
