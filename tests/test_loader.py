@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from started import Started
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from opsin.data.dataset import create_dataset
@@ -307,7 +308,7 @@ def test_a_worker_whose_connection_breaks(folder, monkeypatch, error):
         list(loader_of(folder, transform=met, num_workers=0))
     heard = _MultiProcessingDataLoaderIter._next_data
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", breaks)
-    monkeypatch.setattr("opsin.data.loader.GRACE", 0.0)
+    monkeypatch.setattr("opsin.data.workers.GRACE", 0.0)
     with pytest.raises(OpsinError, match=r"a data worker died \(it exited unexpectedly\)") as caught:
         list(loader_of(folder, num_workers=1))
     assert isinstance(caught.value.__cause__, error)
@@ -330,6 +331,19 @@ def test_the_death_behind_a_broken_connection_is_awaited(folder, monkeypatch):
     with pytest.raises(OpsinError, match=r"a data worker died \(DataLoader worker \(pid 7\) is killed by signal"):
         list(loader_of(folder, num_workers=1))
     signal.signal(signal.SIGALRM, before)
+
+
+def test_a_worker_does_not_complain_of_a_parent_that_leaves():
+    """Its thread that hands batches over reports by `sys.excepthook`."""
+    code = """
+import sys
+from multiprocessing import Semaphore
+from opsin.data.workers import _begin
+_begin(Semaphore(0), 0)
+for error in (ConnectionResetError("left"), ValueError("of its own")):
+    sys.excepthook(type(error), error, None)
+"""
+    assert Started(code).communicate(timeout=60)[1].splitlines()[-1] == "ValueError: of its own"
 
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])

@@ -9,15 +9,9 @@ Pictures that cannot be read are left out of their batch, counted, and logged by
 
 import logging
 import math
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from multiprocessing.synchronize import Semaphore
-from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -30,14 +24,14 @@ from torch.utils.data import Dataset as TorchDataset
 from opsin.data.dataset import ImageDataset, Sample, Skip, StreamDataset
 from opsin.data.preprocess import Preprocess
 from opsin.data.samplers import BatchPlan, Draw, Order, Sequential, Shuffled, SizePlan
-from opsin.errors import DeadWorkerError, ImageError, OpsinError
+from opsin.data.workers import bound_to, broken_off, dead_worker
+from opsin.errors import ImageError, OpsinError
 
-__all__ = ["Batch", "Loader", "create_loader", "dead_worker"]
+__all__ = ["Batch", "Loader", "create_loader"]
 
 log = logging.getLogger("opsin.data")
 MAX_WORKERS = 8
 SETTLE = 0.05  # seconds before workers are forked beside other processes
-GRACE = 2.0  # seconds in which torch hears of the death of a worker
 
 
 class Batch(tuple):
@@ -95,26 +89,6 @@ def collate_targets(targets: list[Any], num_classes: int, task: str) -> Tensor |
     return hot
 
 
-def _stay(ending: Semaphore, worker: int) -> None:
-    """In a worker: a scheduler or a terminal signals all processes of a job, but the parent decides what follows: a
-    worker ends at once when it says so (`ending` is its word), or within seconds when it is no more."""
-
-    def end() -> None:
-        ending.acquire()
-        os._exit(0)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=end, daemon=True).start()
-
-
-def _release(ending: Semaphore, workers: int) -> None:
-    """Let the workers of a loader that is no more end. Torch's own word may not reach them: where the loader is part of
-    a cycle, the queue to them is closed before, and torch would wait five seconds for nothing."""
-    for _ in range(workers):
-        ending.release()
-
-
 class _Indexed(TorchDataset):
     """In a worker: from a list of draws to a batch."""
 
@@ -158,29 +132,6 @@ class _Streamed(IterableDataset):
                 batch = []
         if batch and not self.drop_last:
             yield Raw(batch, self.num_classes, self.dataset.task, share)
-
-
-def dead_worker(error: BaseException) -> DeadWorkerError | None:
-    """What to raise for an error that tells of a worker's death. Torch raises it wherever the main thread happens to
-    be."""
-    if isinstance(error, DeadWorkerError):
-        return error
-    said = (str(error).splitlines() or [""])[0]
-    if "exited unexpectedly" not in said and "is killed by signal" not in said:
-        return None
-    return DeadWorkerError(
-        f"a data worker died ({said}), most often because memory ran out: use fewer workers or smaller batches"
-    )
-
-
-def _broken_off() -> DeadWorkerError | None:
-    """What to raise where the connection to a worker broke. It breaks just before torch hears of a death, which must be
-    awaited, since torch would raise it later, in the middle of whatever then is done."""
-    try:
-        time.sleep(GRACE)
-    except RuntimeError as error:
-        return dead_worker(error)
-    return dead_worker(RuntimeError("it exited unexpectedly"))
 
 
 class Loader:
@@ -233,9 +184,7 @@ class Loader:
         how["pin_memory"] = device.type == "cuda"
         if num_workers:
             how |= {"prefetch_factor": prefetch_factor, "persistent_workers": True}
-            ending = multiprocessing.Semaphore(0)
-            Finalize(self, _release, (ending, num_workers), exitpriority=1)  # before multiprocessing waits for them
-            how["worker_init_fn"] = partial(_stay, ending)
+            how["worker_init_fn"] = bound_to(self, num_workers)
         if isinstance(dataset, ImageDataset):
             if order is None:
                 order = Shuffled(len(dataset), seed) if shuffle else Sequential(len(dataset))
@@ -296,7 +245,7 @@ class Loader:
             raise death from error
         except (ConnectionError, EOFError) as error:
             met = not self.batches.num_workers or "in DataLoader worker process" in str(error)  # by what lives
-            if met or (death := _broken_off()) is None:
+            if met or (death := broken_off()) is None:
                 raise
             raise death from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from opsin.data.loader import dead_worker
+from opsin.data.workers import dead_worker
 from opsin.errors import OpsinError
 
 __all__ = ["Stop", "explain_deaths"]
