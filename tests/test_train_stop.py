@@ -11,10 +11,12 @@ import torch
 from runs import dark_and_light, start
 
 from opsin.cli import main
+from opsin.errors import OpsinError, explained
+from opsin.train.checkpoint import RunDirectory
 from opsin.train.distributed import World
 from opsin.train.loop import Run
 from opsin.train.report import Report
-from opsin.train.signals import Stop
+from opsin.train.signals import Stop, explain_deaths
 
 SMALL = ["--model", "test_resnet", "--img-size", "32", "--batch-size", "4", "--warmup-epochs", "0"]
 ENDLESS = [*SMALL, "--epochs", "1000", "--log-every", "1000000", "--device", "cpu"]
@@ -148,6 +150,22 @@ def test_a_data_worker_that_is_killed(begun):
     assert "Traceback" not in said
     assert "opsin: a data worker died" in said
     assert "is good: the same command, without --overwrite, goes on from the last checkpoint" in said
+
+
+def test_a_death_that_is_heard_of_while_a_file_is_written(tmp_path):
+    """Torch's writer complains of the file it could not finish."""
+
+    @explain_deaths
+    def fit(run):
+        with explained(tmp_path / "last.pt"):
+            try:
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+            finally:
+                raise RuntimeError("unexpected pos 1869632 vs 1869524")
+
+    run = SimpleNamespace(directory=RunDirectory(tmp_path))
+    with pytest.raises(OpsinError, match="a data worker died .*pid 7.* is good: the same command, .* begins again"):
+        fit(run)
 
 
 def test_a_rank_that_is_killed(begun):

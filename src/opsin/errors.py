@@ -19,6 +19,7 @@ __all__ = [
     "UnknownArgumentError",
     "UnknownModelError",
     "WeightsError",
+    "causes",
     "check_choice",
     "check_known",
     "check_place",
@@ -122,6 +123,14 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it or was handled when it came, what caused that, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 @contextmanager
 def explained(path: Path, part: Path | None = None) -> Iterator[None]:
     """Turn an error of the file system into one clear message, and leave no half of a file behind."""
@@ -136,10 +145,8 @@ def explained(path: Path, part: Path | None = None) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, which may be the cause of a cause."""
-    cause: BaseException | None = error
-    while cause is not None:
+    """What the system said."""
+    for cause in causes(error):
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
-        cause = cause.__cause__ or cause.__context__
     return (str(error).splitlines() or [type(error).__name__])[0]

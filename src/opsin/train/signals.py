@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from opsin.data.workers import dead_worker
-from opsin.errors import OpsinError
+from opsin.errors import OpsinError, causes
 
 __all__ = ["Stop", "explain_deaths"]
 
@@ -72,7 +72,7 @@ def explain_deaths(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def explained(run: Any) -> Any:
         try:
             return fit(run)
-        except (OpsinError, RuntimeError) as error:
+        except Exception as error:
             if (death := _death(error)) is None:
                 raise
             then = "goes on from the last checkpoint" if run.directory.begun() else "begins again"
@@ -84,8 +84,9 @@ def explain_deaths(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _death(error: BaseException) -> object | None:
-    """What an error, or the one behind it, tells of a process that died."""
-    for one in (error, error.__cause__):
+    """What an error tells of a process that died, or one behind it: the death of a data worker may be heard of while a
+    file is written."""
+    for one in causes(error):
         if isinstance(one, RuntimeError) and (death := dead_worker(one) or _dead_rank(one)) is not None:
             return death
     return None
