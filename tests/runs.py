@@ -28,8 +28,7 @@ HARD = [
 ]  # fmt: skip
 
 # the command `opsin`, slow enough to be met in the middle of its work
-SLOW = (
-    """
+SLOW = f"""
 import time
 from opsin.train.loop import Run
 
@@ -38,9 +37,8 @@ def learn(run, batches, quick=Run.learn):
     return quick(run, batches)
 
 Run.learn = learn
+{OPSIN}
 """
-    + OPSIN
-)
 CHANGES = ("best.opsin.mark", "best.opsin.recipe.config.run.output")  # what ties two files together; where they are
 
 

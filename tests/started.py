@@ -35,9 +35,7 @@ class Started:
 
     @property
     def returncode(self) -> int | None:
-        return self.process.exitcode
-
-    def poll(self) -> int | None:
+        """None while it runs."""
         return self.process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:

@@ -328,9 +328,11 @@ def test_the_death_behind_a_broken_connection_is_awaited(folder, monkeypatch):
     heard = _MultiProcessingDataLoaderIter._next_data
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", breaks)
     before = signal.signal(signal.SIGALRM, late)
-    with pytest.raises(OpsinError, match=r"a data worker died \(DataLoader worker \(pid 7\) is killed by signal"):
-        list(loader_of(folder, num_workers=1))
-    signal.signal(signal.SIGALRM, before)
+    try:
+        with pytest.raises(OpsinError, match=r"a data worker died \(DataLoader worker \(pid 7\) is killed by signal"):
+            list(loader_of(folder, num_workers=1))
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_worker_does_not_complain_of_a_parent_that_leaves():

@@ -166,7 +166,7 @@ def kill_now_and_then(photos, out, kills, *more, ranks=1, seed=0):
     for _ in range(kills):
         processes = start(photos, out, *EVERYTHING, *more, ranks=ranks, program=SLOW)
         wanted = len(lines(out)) + rng.randint(1, 3)
-        while all(process.poll() is None for process in processes) and len(lines(out)) < wanted:
+        while all(process.returncode is None for process in processes) and len(lines(out)) < wanted:
             time.sleep(0.02)
         time.sleep(rng.random() * 0.3)
         for process in processes:
@@ -203,7 +203,7 @@ def test_what_a_kill_leaves_is_cleared_away(photos, tmp_path):
 def test_sigterm_saves_and_leaves(photos, tmp_path):
     out = tmp_path / "run"
     (process,) = start(photos, out, *EVERYTHING, "--workers", "0", "--save-every", "1000", program=SLOW)
-    while process.poll() is None and not lines(out):
+    while process.returncode is None and not lines(out):
         time.sleep(0.02)
     process.terminate()
     (said,) = finish([process], status=128 + signal.SIGTERM)

@@ -1,13 +1,13 @@
 """Runs with a teacher. The pictures are dark or light, and all that a teacher says is which."""
 
 import os
-import random
 
 import pytest
 import torch
 import torch.nn.functional as F
 from runs import dark_and_light
 from started import Started
+from support import free_port
 
 import opsin
 from opsin.catalog.pretrained import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -416,8 +416,7 @@ def test_two_processes_learn_what_one_does(photos, teacher, tmp_path):
         single = [word for word in words if word != "--fsdp"]
         assert main([*common, *single, "--batch-size", "8", "--output", str(tmp_path / f"{kind}1")]) == 0
     both = [[*common, *kinds[kind], "--batch-size", "4", "--output", str(tmp_path / f"{kind}2")] for kind in kinds]
-    # a port for each run, since the first may still hold its own; training has seeded the plain generator
-    ports = random.SystemRandom().sample(range(20000, 32000), len(both))
+    ports = [free_port() for _ in both]  # for each run, since the first may still hold its own
     program = "import os\nfrom opsin.cli import main\n"
     program += f"for port, words in zip({ports}, {both!r}):\n    os.environ['MASTER_PORT'] = str(port)\n"
     program += "    assert main(words) == 0\n"

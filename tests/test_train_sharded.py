@@ -4,12 +4,14 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 import torch.distributed as dist
-from runs import SLOW, dark_and_light, differences, finish, lines, start, state
+from runs import ENV, SLOW, command, dark_and_light, differences, finish, lines, start, state
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -46,7 +48,10 @@ def test_shards_learn_what_one_process_does(photos, tmp_path):
     """The same losses but for rounding, of the average too; and `best` is whole."""
     args = [*SMALL, "--model", "test_vit", "--epochs", "2", "--ema", "--ema-decay", "0.9", "--clip-grad", "0.5"]
     finish(start(photos, tmp_path / "one", *args, "--batch-size", "8"))
-    finish(start(photos, tmp_path / "two", *args, "--batch-size", "4", "--fsdp", ranks=2))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    line = [*launch, *command(photos, tmp_path / "two", *args, "--batch-size", "4", "--fsdp")]
+    done = subprocess.run(line, env=ENV, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
     found = [values(tmp_path / name, "train_loss", "loss", "ema_loss") for name in ("one", "two")]
     assert len(found[0]) == 6
     assert found[1] == pytest.approx(found[0], rel=1e-4)
@@ -61,7 +66,7 @@ def test_a_sharded_run_that_is_killed_ends_with_the_same_bits(photos, tmp_path):
     finish(start(photos, tmp_path / "whole", *HARD, ranks=2))
     out = tmp_path / "killed"
     processes = start(photos, out, *HARD, ranks=2, program=SLOW)
-    while processes[0].poll() is None and len(lines(out)) < 2:
+    while processes[0].returncode is None and len(lines(out)) < 2:
         time.sleep(0.02)
     time.sleep(random.random() * 0.2)
     for process in processes:

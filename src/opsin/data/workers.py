@@ -61,6 +61,10 @@ def dead_worker(error: BaseException) -> DeadWorkerError | None:
     said = (str(error).splitlines() or [""])[0]
     if "exited unexpectedly" not in said and "is killed by signal" not in said:
         return None
+    return _death(said)
+
+
+def _death(said: str) -> DeadWorkerError:
     return DeadWorkerError(
         f"a data worker died ({said}), most often because memory ran out: use fewer workers or smaller batches"
     )
@@ -73,4 +77,4 @@ def broken_off() -> DeadWorkerError | None:
         time.sleep(GRACE)
     except RuntimeError as error:
         return dead_worker(error)
-    return dead_worker(RuntimeError("it exited unexpectedly"))
+    return _death("it exited unexpectedly")

@@ -44,27 +44,27 @@ GAMMAS = {
 class Config(ModelConfig):
     """`depths` are blocks per stage, `channels` what leaves each stage (before `width_factor`)."""
 
-    depths: tuple[int, ...] = ()
-    channels: tuple[int, ...] = ()
-    act_layer: str = "silu"
-    alpha: float = 0.2  # of the residual branch: how much the variance grows with each block
     stem_type: str = "3x3"  # "7x7", "deep", "deep_tiered", "deep_quad" (stride 4); all but the last also with "_pool"
     stem_chs: int | None = None  # by default that of the first stage
-    group_size: int | None = None  # channels per group of the 3x3 convolutions
-    width_factor: float = 1.0
-    bottle_ratio: float = 0.5
+    depths: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
     num_features: int = 0  # width of a closing 1x1 convolution (before `width_factor`); 0 for none
+    width_factor: float = 1.0
     ch_div: int = 8  # widths are multiples of this
-    reg: bool = False  # as in RegNet: width inside a block from what enters it, attention before the last convolution
+    bottle_ratio: float = 0.5
+    group_size: int | None = None  # channels per group of the 3x3 convolutions
     extra_conv: bool = False  # a second 3x3 convolution in each block
-    gamma_in_act: bool = False  # the activations carry their gain, not the convolutions
-    same_padding: bool = False  # TensorFlow's
-    std_conv_eps: float = 1e-5
-    skipinit: bool = False  # a learned scalar, at first 0, on the residual branch
-    zero_init_fc: bool = False
+    reg: bool = False  # as in RegNet: width inside a block from what enters it, attention before the last convolution
     attn_layer: Any = None  # channel attention: "se", "eca", or a class
     attn_kwargs: Mapping[str, Any] = field(default_factory=dict)
     attn_gain: float = 2.0  # makes up for a gate that halves
+    act_layer: str = "silu"
+    gamma_in_act: bool = False  # the activations carry their gain, not the convolutions
+    std_conv_eps: float = 1e-5
+    same_padding: bool = False  # TensorFlow's
+    alpha: float = 0.2  # of the residual branch: how much the variance grows with each block
+    skipinit: bool = False  # a learned scalar, at first 0, on the residual branch
+    zero_init_fc: bool = False
     output_stride: int = 32  # 8 or 16 trade stride for dilation
     drop_path_rate: float = 0.0
 
